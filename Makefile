@@ -1,0 +1,44 @@
+# make          lists the targets
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help demo test test-slow lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[models]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+demo: $(VENV)/.run  ## make the environment, compile a pruned BERT, print the report and the measured speed-up
+	$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/.test lint  ## make the environment, check style and types, pass the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test  ## the full model matrix
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench  ## models and kernels side by side with their rivals; writes benchmarks/results/
+	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.kernels
+
+clean:  ## remove the environment and every cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

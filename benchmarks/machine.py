@@ -1,0 +1,58 @@
+"""The machine and the software a number was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmarks.ceiling import NoCompilerError, fma_peak
+
+PACKAGES = ("sparsecomp", "torch", "transformers", "apache-tvm", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Machine:
+    cpu: str
+    cores: int
+    """Those this process may use."""
+    fma_peak: float | None
+    """GFLOP/s of one core in fp32, measured beside the numbers: the clock moves within an hour. None
+    where there is no C compiler to build the probe."""
+    versions: dict[str, str]
+
+    @staticmethod
+    def here() -> Machine:
+        return Machine(_cpu(), len(os.sched_getaffinity(0)), _peak(), _versions())
+
+    def __str__(self) -> str:
+        peak = f"{self.fma_peak:.0f} GFLOP/s a core" if self.fma_peak else "unknown (no C compiler)"
+        return f"{self.cpu}, {self.cores} cores, fp32 FMA peak {peak}"
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _peak() -> float | None:
+    try:
+        return fma_peak()
+    except NoCompilerError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,107 @@
+"""Where the values of one item live: slots of one arena, reused when their value is dead."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, round_up
+from sparsecomp.region import Enter, Exit, Region, Rows, Split, Value
+
+SLACK = 8 * LINE
+"""Floats before, between and after slots: the last vector of a plane overruns it by less than a line."""
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Offset of each value's first plane, and the size, in floats."""
+
+    offsets: Mapping[str, int]
+    size: int
+
+
+def value_size(value: Value) -> int:
+    """Floats of a value's planes, the rows that fill up the last block included."""
+    return round_up(value.channels, ROW_BLOCK) * value.geometry.plane
+
+
+def _slot_class(value: Value) -> Hashable:
+    """Values whose padding must be zero share slots only with their like: each leaves it zero.
+
+    Padding is zeroed once, when the arena is made, and a masked kernel never stores anything else there.
+    """
+    return value.geometry if value.zero_pads and isinstance(value.geometry, Planes) else None
+
+
+def plan_arena(region: Region) -> Arena:
+    """First fit over the list of calls: a slot is free again after the last call that reads its value."""
+    value = region.value
+    last_read: dict[str, int] = {}
+    for position, call in enumerate(region.calls):
+        for name in _reads(call):
+            last_read[name] = position
+
+    free: dict[Hashable, list[tuple[int, int]]] = {}
+    offset_of: dict[str, int] = {}
+    size_of: dict[str, int] = {}
+    end = SLACK
+    for position, call in enumerate(region.calls):
+        if not isinstance(call, Exit):
+            need, pool = value_size(value[call.target]), free.setdefault(_slot_class(value[call.target]), [])
+            fitting = [slot for slot in pool if slot[1] >= need]
+            if fitting:
+                slot = min(fitting, key=lambda slot: slot[1])
+                pool.remove(slot)
+            else:
+                slot = (end, need)
+                end = round_up(end + need + SLACK, LINE)
+            offset_of[call.target], size_of[call.target] = slot
+        for name in set(_reads(call)):
+            if last_read[name] == position:
+                slot = (offset_of[name], size_of[name])
+                free.setdefault(_slot_class(value[name]), []).append(slot)
+    return Arena(offset_of, end)
+
+
+def _reads(call: Enter | Split | Rows | Exit) -> tuple[str, ...]:
+    match call:
+        case Enter():
+            return ()
+        case Rows():
+            return (call.source, *call.tensors)
+        case _:
+            return (call.source,)
+
+
+class ArenaPool:
+    """Arenas of one layout, lent to one caller at a time, so that threads may run a region at once.
+
+    Arenas are zero when made, which is what padding relies on, and are never shared between layouts.
+    """
+
+    def __init__(self, size: int, spare: int = 4) -> None:
+        self.size, self._spare = size, spare
+        self._free: list[Tensor] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self, copies: int) -> Iterator[Tensor]:
+        """An arena for `copies` threads, each with its own items."""
+        need = self.size * copies
+        with self._lock:
+            fitting = [arena for arena in self._free if arena.numel() >= need]
+            arena = fitting[0] if fitting else None
+            self._free = [kept for kept in self._free if kept is not arena]
+        if arena is None:
+            arena = torch.zeros(need)
+        try:
+            yield arena
+        finally:
+            with self._lock:
+                if len(self._free) < self._spare:
+                    self._free.append(arena)

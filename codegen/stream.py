@@ -1,0 +1,141 @@
+"""From canonical packed weights to the stream a gathered-row kernel reads, and back.
+
+A stream depends on the layer, the grid of its input, the pattern and the schedule; never on batch, token
+count, arena or threads. So every region and every batch shares it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecomp.geometry import Geometry, offsets
+from sparsecomp.layer import Layer
+from sparsecomp.pattern import PackedRows, RowBlocks, unpack
+from sparsecomp.region import Schedule
+
+SHARES = 64
+"""The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
+GROUP_COST = 4
+"""Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The weights of one layer in the order of execution.
+
+    index: int32. With a list per block: start of each (pass, block) in the stream, in entries. With a shared
+        list: its offsets.
+    data: float32. With a list per block: entries of R values and the bits of their int32 offset. With a
+        shared list: values only, [pass][block][column of the pass][R].
+    balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
+    """
+
+    layer: Layer
+    geometry: Geometry
+    pattern: RowBlocks
+    schedule: Schedule
+    index: Tensor
+    data: Tensor
+    balance: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Values, offsets and pointers."""
+        return sum(t.numel() * t.element_size() for t in (self.index, self.data, self.balance))
+
+    @property
+    def kept(self) -> int:
+        """Length of the shared list, 0 without one."""
+        return len(self.index) if self.pattern.shared else 0
+
+    @property
+    def groups(self) -> int:
+        return -(-self.layer.rows // self.pattern.rows)
+
+
+def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule) -> Stream:
+    """Raises OverflowError when an offset does not fit 32 bits."""
+    table = torch.from_numpy(offsets(layer, geometry))
+    if int(table.abs().max()) >= 2**31:
+        raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
+    make = _shared_stream if packed.pattern.shared else _listed_stream
+    index, data, work = make(packed, layer, table.int(), schedule)
+    return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work))
+
+
+def _passes(columns: int, schedule: Schedule) -> int:
+    return max(1, -(-columns // schedule.columns))
+
+
+def _listed_stream(
+    packed: PackedRows, layer: Layer, table: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = packed.pointers.diff().long()
+    group = torch.repeat_interleave(torch.arange(packed.groups), lengths)
+    columns = packed.columns.long()
+    entry = columns // schedule.columns * packed.groups + group
+    order = torch.argsort(entry, stable=True)
+    slots = _passes(layer.columns, schedule) * packed.groups
+    index = torch.zeros(slots + 1, dtype=torch.int32)
+    index[1:] = torch.bincount(entry, minlength=slots).cumsum(0)
+
+    rows = packed.pattern.rows
+    data = torch.empty(len(order), rows + 1)
+    data[:, :rows] = packed.values[order]
+    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    data[:, rows].view(torch.int32).copy_(table[conv_group, columns][order])
+    return index, data.flatten(), lengths
+
+
+def _shared_stream(
+    packed: PackedRows, layer: Layer, table: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert layer.groups == 1
+    passes = packed.values.split(schedule.columns, dim=1)
+    data = torch.cat([values.flatten() for values in passes])
+    work = torch.full((packed.groups,), len(packed.columns))
+    return table[0, packed.columns.long()], data, work
+
+
+def _balance(work: Tensor) -> Tensor:
+    """Blocks at which the work so far passes each 64th of the total."""
+    total = (work + GROUP_COST).cumsum(0).numpy()
+    cuts = np.arange(1, SHARES) * total[-1] / SHARES
+    inner = np.searchsorted(total, cuts, side="left") + 1
+    return torch.from_numpy(np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]]).astype(np.int32))
+
+
+def read_stream(stream: Stream) -> Tensor:
+    """The matrix rows x columns, exactly as it was packed."""
+    layer, rows = stream.layer, stream.pattern.rows
+    table = torch.from_numpy(offsets(layer, stream.geometry)).int()
+    if stream.pattern.shared:
+        columns = _columns_of(stream.index, table[0])
+        kept, width = len(columns), stream.schedule.columns
+        sizes = [min(width, kept - start) * stream.groups * rows for start in range(0, kept, width)]
+        passes = [part.reshape(stream.groups, -1, rows) for part in stream.data.split(sizes)]
+        values = torch.cat(passes, dim=1) if passes else stream.data.reshape(stream.groups, 0, rows)
+        pointers = torch.tensor([0, kept], dtype=torch.int32)
+        return unpack(PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers))
+    entries = stream.data.reshape(-1, rows + 1)
+    slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
+    group = slots % stream.groups
+    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    found = entries[:, rows].contiguous().view(torch.int32)
+    columns = torch.empty_like(found)
+    for g in range(layer.groups):
+        chosen = conv_group == g
+        columns[chosen] = _columns_of(found[chosen], table[g])
+    matrix = entries.new_zeros(stream.groups, rows, layer.columns)
+    matrix[group, :, columns.long()] = entries[:, :rows]
+    return matrix.reshape(-1, layer.columns)[: layer.rows]
+
+
+def _columns_of(found: Tensor, table: Tensor) -> Tensor:
+    """Inverse of the offset table, whose entries are distinct."""
+    ordered, order = table.sort()
+    return order[torch.searchsorted(ordered, found)].int()

@@ -1,0 +1,107 @@
+"""Execution patterns: how many rows of the weight share one list of columns, and the weights packed by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Each `rows` consecutive rows share one list of columns; a column is kept if any of them is non-zero.
+
+    `rows` = 1 is unstructured sparsity, 2, 4 and 8 are vector blocks, `shared` means that all rows of the
+    layer share one list (dense weights, and SSL's shape-wise sparsity); `rows` is then how many are computed
+    together.
+    """
+
+    rows: int
+    shared: bool = False
+
+    def __str__(self) -> str:
+        if self.shared:
+            return f"dense rows x{self.rows}"
+        return "unstructured" if self.rows == 1 else f"blocks {self.rows}x1"
+
+
+PATTERNS = (
+    RowBlocks(1),
+    RowBlocks(2),
+    RowBlocks(4),
+    RowBlocks(8),
+    RowBlocks(4, shared=True),
+    RowBlocks(8, shared=True),
+)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Canonical packed weights: independent of layout, schedule and machine.
+
+    `values[i, r]` is the weight of row `group * R + r` at column `columns[i]`, for the i from `pointers[group]`
+    to `pointers[group + 1]`; columns rise within a group. With a shared list, `columns` and `pointers` describe
+    that one list and `values` is `groups x list length x R`.
+    """
+
+    pattern: RowBlocks
+    shape: tuple[int, int]
+    values: Tensor
+    columns: Tensor
+    pointers: Tensor
+
+    @property
+    def groups(self) -> int:
+        return -(-self.shape[0] // self.pattern.rows)
+
+    @property
+    def stored(self) -> int:
+        """Elements stored, the zeros inside blocks included."""
+        return self.values.numel()
+
+
+def _grouped(matrix: Tensor, rows: int) -> Tensor:
+    """rows x columns -> groups x R x columns, the last group padded with zero rows."""
+    missing = -matrix.shape[0] % rows
+    if missing:
+        matrix = torch.cat([matrix, matrix.new_zeros(missing, matrix.shape[1])])
+    return matrix.reshape(-1, rows, matrix.shape[1])
+
+
+def pack(matrix: Tensor, pattern: RowBlocks) -> PackedRows:
+    """matrix: rows x columns, finite. Exact: `unpack(pack(w, p)) == w` for every w and p."""
+    shape = (matrix.shape[0], matrix.shape[1])
+    grouped = _grouped(matrix, pattern.rows)
+    kept = (grouped != 0).any(dim=1)
+    if pattern.shared:
+        columns = kept.any(dim=0).nonzero().flatten()
+        values = grouped[:, :, columns].transpose(1, 2).contiguous()
+        pointers = torch.tensor([0, len(columns)], dtype=torch.int32)
+        return PackedRows(pattern, shape, values, columns.int(), pointers)
+    group, columns = kept.nonzero(as_tuple=True)
+    values = grouped[group, :, columns].contiguous()
+    pointers = torch.zeros(len(grouped) + 1, dtype=torch.int32)
+    pointers[1:] = kept.sum(dim=1).cumsum(0)
+    return PackedRows(pattern, shape, values, columns.int(), pointers)
+
+
+def unpack(packed: PackedRows) -> Tensor:
+    """The matrix rows x columns, zeros in place."""
+    rows, columns = packed.shape
+    dense = packed.values.new_zeros(packed.groups, packed.pattern.rows, columns)
+    if packed.pattern.shared:
+        dense[:, :, packed.columns.long()] = packed.values.transpose(1, 2)
+    else:
+        lengths = packed.pointers.diff().long()
+        group = torch.repeat_interleave(torch.arange(packed.groups), lengths)
+        dense[group, :, packed.columns.long()] = packed.values
+    return dense.reshape(-1, columns)[:rows]
+
+
+def stored_elements(matrix: Tensor, pattern: RowBlocks) -> int:
+    """How many elements `pack` would store, without packing."""
+    kept = (_grouped(matrix, pattern.rows) != 0).any(dim=1)
+    if pattern.shared:
+        return int(kept.any(dim=0).sum()) * kept.shape[0] * pattern.rows
+    return int(kept.sum()) * pattern.rows

@@ -1,0 +1,245 @@
+"""A region: a list of calls on feature-major values, converted once at its border and run as one function.
+
+It is described twice. A *section* is what the graph says: layers in order and the tensors between them. A
+*region* is what a machine runs: the same with memory layout, conversions and schedules.
+
+A region names nothing of the model it came from: values are `v0, v1, ...`, weights and vectors are numbered.
+So two blocks of a network that do the same thing are *equal* regions and share one compiled function; what
+differs, their weights, is bound to it afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.geometry import Geometry, Planes, Tokens
+from sparsecomp.layer import Layer
+from sparsecomp.pattern import RowBlocks
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a gathered-row kernel walks its work; every schedule gives the same numbers up to rounding."""
+
+    vectors: int
+    """Vectors of columns held in registers per row."""
+    columns: int
+    """Columns of the weight per pass, so that the rows of X that a pass touches stay in the L1 cache."""
+    prefetch: int = 0
+    """Floats of the weight stream fetched ahead of use; 0 for none."""
+
+    def __str__(self) -> str:
+        return f"V{self.vectors} K{self.columns}" + (f" P{self.prefetch}" if self.prefetch else "")
+
+
+@dataclass(frozen=True)
+class SectionOp:
+    """A sparse primitive: `target` = epilogue(weight of `layer` times `source`)."""
+
+    site: str
+    """The call site: the name of its node in the program's graph."""
+    layer: Layer
+    source: str
+    target: str
+    epilogue: str = ""
+    tensors: tuple[str, ...] = ()
+    """Tensors of the output's shape that the epilogue reads, in order."""
+
+    def __str__(self) -> str:
+        operands = "".join(f", {name}" for name in self.tensors)
+        steps = f" | {self.epilogue}" if self.epilogue else ""
+        return f"{self.target} = {self.layer.op}[{self.layer.name}]({self.source}{operands}){steps}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Sparse primitives that run as one region, in order; names are those of the program's graph."""
+
+    inputs: tuple[str, ...]
+    ops: tuple[SectionOp, ...]
+    outputs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        head = f"section({', '.join(self.inputs)}) -> {', '.join(self.outputs)}"
+        return "\n".join([head, *(f"  {op}" for op in self.ops)])
+
+
+@dataclass(frozen=True)
+class RowsKernelChoice:
+    """How one primitive is to be run: decided per layer, by measured time."""
+
+    pattern: RowBlocks
+    schedule: Schedule
+
+    def __str__(self) -> str:
+        return f"{self.pattern} [{self.schedule}]"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A feature-major tensor of one item. With `zero_pads` its padding is zero, else anything."""
+
+    channels: int
+    geometry: Geometry
+    zero_pads: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.channels} x {self.geometry}" + (" zero pads" if self.zero_pads else "")
+
+
+@dataclass(frozen=True)
+class Border:
+    """A PyTorch tensor at the region's border: tokens x channels, or items x channels x height x width."""
+
+    channels: int
+    height: int = 0
+    width: int = 0
+
+    def __str__(self) -> str:
+        return f"N x {self.channels} x {self.height} x {self.width}" if self.height else f"T x {self.channels}"
+
+
+Phases = tuple[tuple[int, int], ...]
+WHOLE: Phases = ((0, 0),)
+
+
+@dataclass(frozen=True)
+class Enter:
+    """Border tensor `source` -> value `target`; images may be split into phases on the way in."""
+
+    source: int
+    target: str
+    stride: tuple[int, int] = (1, 1)
+    phases: Phases = WHOLE
+
+    def __str__(self) -> str:
+        return f"{self.target} = enter(input {self.source}){_split(self)}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Plane `c * len(phases) + p` of the target, at (h, w), is plane c of the source at h * stride + phase p."""
+
+    source: str
+    target: str
+    stride: tuple[int, int]
+    phases: Phases
+
+    def __str__(self) -> str:
+        return f"{self.target} = split({self.source}){_split(self)}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """target[m, n] = epilogue(sum of weight values * source[offset + n] over the columns kept for row m)."""
+
+    source: str
+    target: str
+    weight: int
+    """Number of the packed weight, in the region's list."""
+    shape: tuple[int, int]
+    """Rows and columns of the weight as a matrix."""
+    kept: int
+    """Columns in the list that all rows share; 0 for a pattern with a list per block."""
+    pattern: RowBlocks
+    schedule: Schedule
+    epilogue: str = ""
+    vectors: tuple[int, ...] = ()
+    """Numbers of the per-channel operands of the epilogue, in order."""
+    tensors: tuple[str, ...] = ()
+    """Values that the epilogue reads, in order."""
+
+    def __post_init__(self) -> None:
+        kinds = [STEPS[step] for step in split_steps(self.epilogue)]
+        assert kinds.count("vector") == len(self.vectors)
+        assert kinds.count("tensor") == len(self.tensors)
+
+    @property
+    def groups(self) -> int:
+        return -(-self.shape[0] // self.pattern.rows)
+
+    @property
+    def passes(self) -> int:
+        columns = self.kept if self.pattern.shared else self.shape[1]
+        return max(1, -(-columns // self.schedule.columns))
+
+    def __str__(self) -> str:
+        shape = f"{self.shape[0]}x{self.shape[1]}"
+        operands = "".join(f", {name}" for name in self.tensors)
+        steps = f" | {self.epilogue}" if self.epilogue else ""
+        return (
+            f"{self.target} = rows(weight {self.weight} {shape} {self.pattern}, {self.source}{operands})"
+            f"{steps}  [{self.schedule}]"
+        )
+
+
+@dataclass(frozen=True)
+class Exit:
+    """Value `source` -> border tensor `target`."""
+
+    source: str
+    target: int
+
+    def __str__(self) -> str:
+        return f"output {self.target} = exit({self.source})"
+
+
+Call = Enter | Split | Rows | Exit
+
+
+def _split(call: Enter | Split) -> str:
+    if call.stride == (1, 1):
+        return ""
+    return f" by {call.stride[0]}x{call.stride[1]} in {len(call.phases)} phases"
+
+
+@dataclass(frozen=True)
+class Region:
+    """Inputs and outputs in PyTorch's layout, values in ours, and the calls in order."""
+
+    inputs: tuple[Border, ...]
+    outputs: tuple[Border, ...]
+    values: tuple[tuple[str, Value], ...]
+    calls: tuple[Call, ...]
+
+    @property
+    def value(self) -> Mapping[str, Value]:
+        return dict(self.values)
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tile of a region whose items are tokens; None where they are images."""
+        geometry = self.values[0][1].geometry
+        return geometry if isinstance(geometry, Tokens) else None
+
+    @property
+    def rows_calls(self) -> tuple[Rows, ...]:
+        return tuple(call for call in self.calls if isinstance(call, Rows))
+
+    def check(self) -> None:
+        """Raise AssertionError unless every value is written once, before it is read, on a fitting grid."""
+        value, written = self.value, set[str]()
+        for call in self.calls:
+            match call:
+                case Rows():
+                    assert {call.source, *call.tensors} <= written, f"{call}: reads before writing"
+                    grids = {_grid(value[name]) for name in (call.source, call.target, *call.tensors)}
+                    assert len(grids) == 1, f"{call}: operands on different grids"
+                case Split() | Exit():
+                    assert call.source in written, f"{call}: reads before writing"
+            if not isinstance(call, Exit):
+                assert call.target not in written, f"{call}: writes {call.target} again"
+                written.add(call.target)
+
+    def __str__(self) -> str:
+        lines = [f"input {i}: {border}" for i, border in enumerate(self.inputs)]
+        lines += [f"{name}: {value}" for name, value in self.values]
+        lines += [str(call) for call in self.calls]
+        return "\n".join(lines)
+
+
+def _grid(value: Value) -> tuple[int, int]:
+    geometry = value.geometry
+    return (geometry.plane, geometry.row) if isinstance(geometry, Planes) else (geometry.plane, 0)
