@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import shutil
-import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from sparsecomp.layer import Layer
 
 SOURCE = Path(__file__).with_name("ceiling.c")
 COLUMNS_PER_PASS = (32, 64, 96, 128, 256, 512)
+Timer = Callable[[Callable[[int], float]], float]
+"""Takes a function that runs a kernel so many times and gives the mean; says how long one run takes."""
 
 
 class NoCompilerError(RuntimeError):
@@ -113,7 +115,9 @@ class Planes:
         if layer.op == "linear":
             return Planes(layer.columns, 1, layer.output_size[1], (0, 0), (1, 1))
         if (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1) or layer.input_shape[0] != 1:
-            raise ValueError(f"{layer.name}: the hand-written kernel has stride, dilation, groups and batch 1")
+            raise ValueError(
+                f"{layer.name}: the hand-written kernel has stride, dilation, groups and batch 1"
+            )
         _, channels, height, width = layer.input_shape
         assert layer.padding[1] < layer.weight_shape[3], "an output row must fit into a padded input row"
         return Planes(channels, height, width, layer.padding, (layer.weight_shape[2], layer.weight_shape[3]))
@@ -178,7 +182,7 @@ class HandWritten:
             self._planes.columns,
         )
 
-    def seconds(self, repeats: int = 1) -> float:
+    def seconds(self, repeats: int) -> float:
         """Of one call on one thread: the mean of `repeats`."""
         return float(library().run(self.variant.index, ctypes.byref(self._problem), repeats))
 
@@ -203,36 +207,38 @@ def _pack(matrix: Tensor, offsets: Tensor, variant: Variant) -> tuple[Tensor, Te
     return stream, counts.to(torch.int32).reshape(passes, len(blocks))
 
 
-def best(layer: Layer, matrix: Tensor, rows: tuple[int, ...], budget: float = 0.02) -> HandWritten:
-    """The fastest variant among those with one of these `rows` per block; `budget`: seconds for each."""
+def best_hand_written(layer: Layer, matrix: Tensor, rows: Iterable[int], timer: Timer) -> tuple[str, float]:
+    """The fastest variant among those whose blocks have so many rows: its description and seconds."""
     x = layer.example(torch.Generator().manual_seed(0))
-    fastest: tuple[float, HandWritten] | None = None
-    for height in rows:
-        for variant in variants(height, layer.columns):
-            candidate = HandWritten(layer, matrix, x, variant)
-            repeats = max(1, int(budget / 4 / candidate.seconds()))
-            seconds = min(candidate.seconds(repeats) for _ in range(3))
-            if fastest is None or seconds < fastest[0]:
-                fastest = seconds, candidate
-    if fastest is None:
+    found = [
+        (timer(HandWritten(layer, matrix, x, variant).seconds), str(variant))
+        for height in rows
+        for variant in variants(height, layer.columns)
+    ]
+    if not found:
         raise ValueError(f"ceiling.c has no kernel whose blocks have {rows} rows")
-    return fastest[1]
+    seconds, variant = min(found)
+    return variant, seconds
+
+
+def hot_seconds(run: Callable[[int], float], budget: float = 0.02) -> float:
+    """The best of a few series of runs in a row, about `budget` seconds in all."""
+    repeats = max(1, int(budget / 4 / run(1)))
+    return min(run(repeats) for _ in range(3))
 
 
 def main() -> None:
     """Print what the hand-written kernels reach, layer by layer."""
     peak = fma_peak()
-    print(f"fp32 FMA peak of one core: {peak:.0f} GFLOP/s")
-    for layer in LAYERS:
-        for sample in SAMPLES:
-            matrix = sample.matrix(layer)
-            kernel = best(layer, matrix, sample.hand_rows)
-            seconds = statistics.median(kernel.seconds(10) for _ in range(5))
-            rate = useful_flops(layer, matrix) / seconds / 1e9
-            print(
-                f"{layer.name:30} {sample!s:18} {seconds * 1e6:8.1f} us {rate:6.1f} GFLOP/s "
-                f"{rate / peak:4.0%} of peak   {kernel.variant}"
-            )
+    print(f"fp32 FMA peak of one core: {peak:.0f} GFLOP/s; weights and activations are warm in the caches")
+    for layer, sample in itertools.product(LAYERS, SAMPLES):
+        matrix = sample.matrix(layer)
+        variant, seconds = best_hand_written(layer, matrix, sample.hand_rows, hot_seconds)
+        rate = useful_flops(layer, matrix) / seconds / 1e9
+        print(
+            f"{layer.name:30} {sample!s:18} {seconds * 1e6:8.1f} us {rate:6.1f} GFLOP/s "
+            f"{rate / peak:4.0%} of peak   {variant}"
+        )
 
 
 if __name__ == "__main__":

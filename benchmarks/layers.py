@@ -20,7 +20,7 @@ def _linear(inputs: int, outputs: int, tokens: int) -> Layer:
 def _conv(inputs: int, outputs: int, kernel: int, size: int) -> Layer:
     name = f"conv {kernel}x{kernel} {inputs}->{outputs}, {size}x{size}"
     weight = (outputs, inputs, kernel, kernel)
-    return Layer(name, "conv2d", "weight", weight, (1, inputs, size, size), padding=(kernel // 2, kernel // 2))
+    return Layer(name, "conv2d", "weight", weight, (1, inputs, size, size), padding=(kernel // 2,) * 4)
 
 
 LAYERS = (
@@ -40,12 +40,12 @@ class Sample:
     pattern: str
     sparsity: float
     rows_per_block: int
-    """Consecutive rows that share one list of offsets."""
+    """Consecutive rows that share one list of columns; 0: all rows share all columns."""
 
     @property
     def hand_rows(self) -> tuple[int, ...]:
         """The block heights the hand-written kernels may use: a dense weight allows any."""
-        return (4, 8) if self.pattern == "none" else (self.rows_per_block,)
+        return (self.rows_per_block,) if self.rows_per_block else (4, 8)
 
     def matrix(self, layer: Layer) -> Tensor:
         """A random weight of this kind for `layer`, rows x columns."""
@@ -61,7 +61,7 @@ SAMPLES = (
     Sample("unstructured", 0.7, 1),
     Sample("unstructured", 0.5, 1),
     Sample("4x1", 0.9, 4),
-    Sample("none", 0.0, 4),
+    Sample("none", 0.0, 0),
 )
 
 

@@ -17,7 +17,6 @@ PACKAGES = ("sparsecomp", "torch", "transformers", "apache-tvm", "onnxruntime", 
 class Machine:
     cpu: str
     cores: int
-    """Those this process may use."""
     fma_peak: float | None
     """GFLOP/s of one core in fp32, measured beside the numbers: the clock moves within an hour. None
     where there is no C compiler to build the probe."""
@@ -25,11 +24,16 @@ class Machine:
 
     @staticmethod
     def here() -> Machine:
-        return Machine(_cpu(), len(os.sched_getaffinity(0)), _peak(), _versions())
+        return Machine(_cpu(), usable_cores(), _peak(), _versions())
 
     def __str__(self) -> str:
         peak = f"{self.fma_peak:.0f} GFLOP/s a core" if self.fma_peak else "unknown (no C compiler)"
-        return f"{self.cpu}, {self.cores} cores, fp32 FMA peak {peak}"
+        return f"{self.cpu}, {self.cores} core{'s' * (self.cores > 1)}, fp32 FMA peak {peak}"
+
+
+def usable_cores() -> int:
+    """Cores this process may use: fewer than the machine has under `taskset` or in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:

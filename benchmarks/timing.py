@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -28,9 +29,14 @@ class Times:
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], object]], rounds: int = 20, warmup: int = 3, pause: float = 0.0
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int = 20,
+    duration: float = 0.0,
+    warmup: int = 3,
+    pause: float = 0.0,
 ) -> dict[str, Times]:
-    """Every round calls every contestant once.
+    """Every round calls every contestant once; there are at least `rounds`, and more until they have taken
+    `duration` seconds: short calls scatter more.
 
     The order rotates from round to round and runs backwards in every second one, so that nobody always
     follows the same neighbour. `pause` seconds pass before each call: worker threads of the previous
@@ -43,7 +49,10 @@ def alternate(
     gc.collect()
     gc.disable()
     try:
-        for index in range(rounds):
+        stop = time.perf_counter() + duration
+        for index in itertools.count():
+            if index >= rounds and time.perf_counter() >= stop:
+                break
             for name in _order(list(contestants), index):
                 time.sleep(pause)
                 start = time.perf_counter()

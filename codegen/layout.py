@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import networkx as nx
 
@@ -60,14 +62,17 @@ def place(section: Section) -> dict[View, Value]:
     """
     if section.ops[0].layer.op == "linear":
         return _place_tokens(section)
-    shared, sizes, margins, spans = nx.Graph(), dict[View, tuple[int, int, int]](), dict[View, Margin](), {}
+    shared = nx.Graph()
+    sizes: dict[View, tuple[int, ...]] = {}
+    margins: dict[View, Margin] = {}
+    spans: dict[View, int] = {}
     for op in section.ops:
         layer, view, taps = op.layer, source_view(op), Taps.of(op.layer)
         channels, height, width = layer.input_shape[1:]
         if view.stride != (1, 1):
             height, width = phase_size(layer)
             channels *= len(view.phases)
-            sizes[View(op.source)] = layer.input_shape[1], *layer.input_shape[2:]  # type: ignore[assignment]
+            sizes[View(op.source)] = layer.input_shape[1], *layer.input_shape[2:]
             shared.add_node(View(op.source))
         sizes[view] = channels, height, width
         margins[view] = margins.get(view, Margin()) | taps.margin(layer, height, width)
@@ -78,7 +83,7 @@ def place(section: Section) -> dict[View, Value]:
     values = {}
     for component in nx.connected_components(shared):
         template = grid(
-            [sizes[view][1:] for view in component],
+            [(sizes[view][1], sizes[view][2]) for view in component],
             _union(margins.get(view, Margin()) for view in component),
             max(spans.get(view, 1) for view in component),
         )
@@ -89,11 +94,8 @@ def place(section: Section) -> dict[View, Value]:
     return values
 
 
-def _union(margins: object) -> Margin:
-    total = Margin()
-    for margin in margins:  # type: ignore[attr-defined]
-        total = total | margin
-    return total
+def _union(margins: Iterable[Margin]) -> Margin:
+    return reduce(operator.or_, margins, Margin())
 
 
 def _place_tokens(section: Section) -> dict[View, Value]:

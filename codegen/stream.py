@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sparsecomp.geometry import Geometry, offsets
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PackedRows, RowBlocks, unpack
-from sparsecomp.region import Schedule
+from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
+from sparsecomp.region import RowsKernelChoice, Schedule
 
 SHARES = 64
 """The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
@@ -106,7 +106,9 @@ def _balance(work: Tensor) -> Tensor:
     total = (work + GROUP_COST).cumsum(0).numpy()
     cuts = np.arange(1, SHARES) * total[-1] / SHARES
     inner = np.searchsorted(total, cuts, side="left") + 1
-    return torch.from_numpy(np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]]).astype(np.int32))
+    return torch.from_numpy(
+        np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]]).astype(np.int32)
+    )
 
 
 def read_stream(stream: Stream) -> Tensor:
@@ -139,3 +141,47 @@ def _columns_of(found: Tensor, table: Tensor) -> Tensor:
     """Inverse of the offset table, whose entries are distinct."""
     ordered, order = table.sort()
     return order[torch.searchsorted(ordered, found)].int()
+
+
+class StreamStore:
+    """The packed weights of one compiled model. Equal requests share one stream."""
+
+    def __init__(self) -> None:
+        self._streams: dict[tuple[str, Geometry, RowsKernelChoice], Stream] = {}
+
+    def get(
+        self, layer: Layer, geometry: Geometry, how: RowsKernelChoice, packed: PackedRows | None
+    ) -> Stream:
+        """Made of `packed`, or without it of another stream of the same weight."""
+        key = (layer.weight, geometry, how)
+        if key not in self._streams:
+            packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
+            self._streams[key] = make_stream(packed, layer, geometry, how.schedule)
+        return self._streams[key]
+
+    def of_weight(self, name: str) -> list[Stream]:
+        """All streams made of a parameter: one per grid it was needed on."""
+        return [stream for (weight, _, _), stream in self._streams.items() if weight == name]
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter as the model stores it, unpacked exactly."""
+        stream = self.of_weight(name)[0]
+        return stream.layer.stored(read_stream(stream))
+
+    def nbytes_of(self, name: str) -> int:
+        return sum(stream.nbytes for stream in self.of_weight(name))
+
+    def entries(self) -> list[tuple[Stream, RowsKernelChoice]]:
+        return [(stream, how) for (_, _, how), stream in self._streams.items()]
+
+    @property
+    def names(self) -> set[str]:
+        return {weight for weight, _, _ in self._streams}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(stream.nbytes for stream in self._streams.values())
+
+    def keep(self, names: set[str]) -> None:
+        """Forget the weights of all other parameters."""
+        self._streams = {key: stream for key, stream in self._streams.items() if key[0] in names}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecomp.facts import Block, Facts
+from sparsecomp.program import Program
 
 _LARGEST = 16
 """Longest side of a block, and longest group of an N:M pattern."""
@@ -170,3 +172,20 @@ def _removed(facts: Facts) -> str:
     return " and ".join(
         name for name, zeros in (("rows", facts.zero_rows), (columns, facts.zero_columns)) if zeros
     )
+
+
+@dataclass(frozen=True)
+class MeasureWeights:
+    """Records the `Facts` of every layer's weight. Layers that read the same weight share them."""
+
+    name: ClassVar[str] = "measure-weights"
+
+    def __call__(self, program: Program) -> Program:
+        measured: dict[str, Facts] = {}
+        facts: dict[str, Facts] = {}
+        for site, layer in program.layers.items():
+            if layer.weight not in measured:
+                weight = program.weight(site).reshape(layer.weight_shape)
+                measured[layer.weight] = measure_weight(layer.name, weight)
+            facts[site] = measured[layer.weight]
+        return replace(program, facts=facts)

@@ -43,7 +43,7 @@ STEPS: Mapping[str, OperandKind] = {
 
 
 def split_steps(epilogue: str) -> tuple[str, ...]:
-    """"scale bias relu" -> ("scale", "bias", "relu")."""
+    """ "scale bias relu" -> ("scale", "bias", "relu")."""
     steps = tuple(epilogue.split())
     unknown = [step for step in steps if step not in STEPS]
     assert not unknown, f"unknown epilogue steps: {unknown}"

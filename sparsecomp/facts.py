@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,7 +51,5 @@ class Facts:
 
     @property
     def density(self) -> float:
-        size = 1
-        for extent in self.shape:
-            size *= extent
+        size = math.prod(self.shape)
         return self.nonzeros / size if size else 0.0

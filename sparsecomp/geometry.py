@@ -141,7 +141,7 @@ class Taps:
 
         return Taps(
             axis(height, layer.stride[0], layer.padding[0], layer.dilation[0]),
-            axis(width, layer.stride[1], layer.padding[1], layer.dilation[1]),
+            axis(width, layer.stride[1], layer.padding[2], layer.dilation[1]),
         )
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,8 @@ class Layer:
     transposed: bool = False
     """True where the model stores the weight in x out (`addmm`, `matmul` by a constant)."""
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Zeros around the input: top, bottom, left, right."""
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     source: str = ""
@@ -53,11 +55,12 @@ class Layer:
         """Height and width of a convolution's output; (1, tokens) for a linear layer."""
         if self.op == "linear":
             return 1, math.prod(self.input_shape[:-1])
+        top, bottom, left, right = self.padding
         height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            (size + pad - dilation * (kernel - 1) - 1) // stride + 1
             for size, pad, dilation, kernel, stride in zip(
                 self.input_shape[2:],
-                self.padding,
+                (top + bottom, left + right),
                 self.dilation,
                 self.weight_shape[2:],
                 self.stride,
@@ -65,6 +68,13 @@ class Layer:
             )
         )
         return height, width
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """On the example inputs."""
+        if self.op == "linear":
+            return (*self.input_shape[:-1], self.rows)
+        return (self.input_shape[0], self.rows, *self.output_size)
 
     @property
     def dense_flops(self) -> int:
@@ -92,8 +102,26 @@ class Layer:
         if self.op == "linear":
             return F.linear(x, matrix, bias)
         weight = matrix.reshape(self.weight_shape)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return padded_conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def example(self, generator: torch.Generator | None = None) -> Tensor:
         """Random activations of the example's shape, float32."""
         return torch.randn(self.input_shape, generator=generator)
+
+
+def padded_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """conv2d with `padding` given for each side: top, bottom, left, right."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, list(stride), [top, left], list(dilation), groups)
+    return F.conv2d(
+        F.pad(x, (left, right, top, bottom)), weight, bias, list(stride), 0, list(dilation), groups
+    )

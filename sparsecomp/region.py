@@ -10,10 +10,12 @@ differs, their weights, is bound to it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsecomp.epilogue import STEPS, split_steps
+from torch import Tensor
+
+from sparsecomp.epilogue import STEPS, apply, split_steps
 from sparsecomp.geometry import Geometry, Planes, Tokens
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
@@ -65,6 +67,33 @@ class Section:
         head = f"section({', '.join(self.inputs)}) -> {', '.join(self.outputs)}"
         return "\n".join([head, *(f"  {op}" for op in self.ops)])
 
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Of the inputs, when the model gets its example inputs."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for op in self.ops:
+            shapes.setdefault(op.source, op.layer.input_shape)
+            for name in (op.target, *op.tensors):
+                shapes[name] = op.layer.output_shape
+        return [shapes[name] for name in self.inputs]
+
+
+def run_section(
+    section: Section,
+    matrix: Callable[[SectionOp], Tensor],
+    vectors: Mapping[str, Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+) -> list[Tensor]:
+    """The section in plain PyTorch: `matrix` gives an op's weight, `vectors` the operands of each site."""
+    values = dict(zip(section.inputs, inputs, strict=True))
+    for op in section.ops:
+        y = op.layer.dense(values[op.source], matrix(op))
+        rest = {"vector": iter(vectors[op.site]), "tensor": iter(values[name] for name in op.tensors)}
+        kinds = [STEPS[step] for step in split_steps(op.epilogue)]
+        operands = [next(rest[kind]) for kind in kinds if kind != "none"]
+        values[op.target] = apply(y, op.epilogue, operands, channel=-1 if op.layer.op == "linear" else 1)
+    return [values[name] for name in section.outputs]
+
 
 @dataclass(frozen=True)
 class RowsKernelChoice:
@@ -98,7 +127,9 @@ class Border:
     width: int = 0
 
     def __str__(self) -> str:
-        return f"N x {self.channels} x {self.height} x {self.width}" if self.height else f"T x {self.channels}"
+        return (
+            f"N x {self.channels} x {self.height} x {self.width}" if self.height else f"T x {self.channels}"
+        )
 
 
 Phases = tuple[tuple[int, int], ...]

@@ -66,12 +66,11 @@ def exit_tokens(name: str, spec: ExitTokens, machine: Machine) -> tvm.tirx.PrimF
             with T.serial(tokens) as token:
                 column = load(x, channel * spec.tile + i64(token), lanes, stride=spec.tile)
                 store(y, column, i64(token) * spec.channels + channel, lanes)
-        with T.If(high > whole), T.Then():
-            with T.serial(T.int32(spec.channels - whole * lanes)) as rest:
-                channel = T.bind(i64(rest) + whole * lanes)
-                with T.serial(tokens) as token:
-                    value = x[channel * spec.tile + i64(token)]
-                    T.buffer_store(y, value, [i64(token) * spec.channels + channel])
+        with T.If(high > whole), T.Then(), T.serial(T.int32(spec.channels - whole * lanes)) as rest:
+            channel = T.bind(i64(rest) + whole * lanes)
+            with T.serial(tokens) as token:
+                value = x[channel * spec.tile + i64(token)]
+                T.buffer_store(y, value, [i64(token) * spec.channels + channel])
 
     return kernel(name, IN_OUT, ["part", "parts", "tokens"], body)
 

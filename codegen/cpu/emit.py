@@ -66,14 +66,15 @@ def kernel(
 
     `body` is called with one buffer per pointer, then one variable per integer.
     """
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True, private=True):
-            T.func_name(name)
-            addresses = [T.arg(label, T.int64()) for label, _ in pointers]
-            numbers = [T.arg(label, T.int32()) for label in integers]
-            buffers = [
-                T.decl_buffer((UNBOUNDED,), dtype, data=T.bind(T.reinterpret(T.handle(dtype).ty, address)), align=4)
-                for address, (_, dtype) in zip(addresses, pointers, strict=True)
-            ]
-            body(*buffers, *numbers)
+    with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
+        T.func_name(name)
+        addresses = [T.arg(label, T.int64()) for label, _ in pointers]
+        numbers = [T.arg(label, T.int32()) for label in integers]
+        buffers = [
+            T.decl_buffer(
+                (UNBOUNDED,), dtype, data=T.bind(T.reinterpret(T.handle(dtype).ty, address)), align=4
+            )
+            for address, (_, dtype) in zip(addresses, pointers, strict=True)
+        ]
+        body(*buffers, *numbers)
     return builder.get()

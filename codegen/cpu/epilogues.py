@@ -17,7 +17,9 @@ def exponential(x: Expr, lanes: int) -> Expr:
     bounded = T.bind(T.max(T.min(x, splat(88.0, lanes)), splat(-87.0, lanes)))
     scaled = bounded * splat(1.4426950408889634, lanes)
     power = T.bind(T.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.rint.v{lanes}f32", scaled))
-    rest = T.bind(bounded - power * splat(0.693145751953125, lanes) - power * splat(1.428606765330187e-06, lanes))
+    rest = T.bind(
+        bounded - power * splat(0.693145751953125, lanes) - power * splat(1.428606765330187e-06, lanes)
+    )
     result = splat(1.9875691500e-4, lanes)
     for coefficient in (
         1.3981999507e-3,
@@ -29,7 +31,9 @@ def exponential(x: Expr, lanes: int) -> Expr:
         result = T.bind(result * rest + splat(coefficient, lanes))
     result = T.bind(result * T.bind(rest * rest) + T.bind(rest + splat(1.0, lanes)))
     exponent = T.cast(power, f"int32x{lanes}") + T.Broadcast(T.int32(127), lanes)
-    return T.bind(result * T.reinterpret(f"float32x{lanes}", T.shift_left(exponent, T.Broadcast(T.int32(23), lanes))))
+    return T.bind(
+        result * T.reinterpret(f"float32x{lanes}", T.shift_left(exponent, T.Broadcast(T.int32(23), lanes)))
+    )
 
 
 def error_function(x: Expr, lanes: int) -> Expr:
@@ -63,7 +67,9 @@ def sigmoid(x: Expr, lanes: int) -> Expr:
 
 def tanh(x: Expr, lanes: int) -> Expr:
     """1 - 2 / (exp(2x) + 1) loses digits near 0, where the odd series to x**7 serves (|x| < 0.3: 3e-7)."""
-    far = T.bind(splat(1.0, lanes) - splat(2.0, lanes) / (exponential(T.bind(x + x), lanes) + splat(1.0, lanes)))
+    far = T.bind(
+        splat(1.0, lanes) - splat(2.0, lanes) / (exponential(T.bind(x + x), lanes) + splat(1.0, lanes))
+    )
     square = T.bind(x * x)
     series = splat(62.0 / 2835.0, lanes)
     for coefficient in (-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0):

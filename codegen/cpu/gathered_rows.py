@@ -21,9 +21,9 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat, store
 from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS, VECTOR_FORMS
 from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.stream import SHARES
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.codegen.stream import SHARES
 from sparsecomp.region import Schedule
 
 
@@ -49,14 +49,15 @@ class RowsKernel:
     def chunks(self) -> tuple[int, ...]:
         """Vectors per chunk: the full size, and that of the remainder.
 
-        At run time a remainder is several small chunks; the last may go past the last token, never past the
-        tile, whose vectors are a multiple of every chunk.
+        At run time a remainder is several chunks of a power of two that divides the full size: the last may go
+        past the last token, but never past the tile.
         """
         full = self.schedule.vectors
         if self.vectors:
             rest = self.vectors % full
             return (full, rest) if rest and self.vectors > full else (min(full, self.vectors),)
-        return (full, max(1, full // 4)) if full > 1 else (1,)
+        small = max(size for size in (1, 2, 4) if full % size == 0 and size <= max(1, full // 4))
+        return (full, small) if small < full else (full,)
 
 
 def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
@@ -102,9 +103,8 @@ class _Emitter:
 
     def chunk(self, vectors: int, first: Expr) -> None:
         """All rows, for `vectors` vectors of columns from column `first` on."""
-        with T.serial(T.int32(self.spec.passes)) as step:
-            with T.serial(self.high - self.low) as relative:
-                self.group(vectors, first, step, T.bind(self.low + relative))
+        with T.serial(T.int32(self.spec.passes)) as step, T.serial(self.high - self.low) as relative:
+            self.group(vectors, first, step, T.bind(self.low + relative))
 
     def group(self, vectors: int, first: Expr, step: Expr, group: Expr) -> None:
         """One block of rows in one pass. Sums of earlier passes wait in y."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -27,10 +27,12 @@ from sparsecomp.codegen.cpu.borders import (
 )
 from sparsecomp.codegen.cpu.emit import UNBOUNDED, Expr, i64
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
+from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES, Stream
+from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import ROW_BLOCK, Planes, round_up
+from sparsecomp.program import Body
 from sparsecomp.region import Border, Call, Enter, Exit, Region, Rows, Split
 
 MAIN = "region"
@@ -92,13 +94,16 @@ class Code:
 
 
 @lru_cache(maxsize=512)
-def compile_region(region: Region, machine: Machine) -> Code:
-    """Equal regions share their code: regions name nothing of the model they came from."""
+def compile_region(region: Region, machine: Machine, kernels_only: bool = False) -> Code:
+    """Equal regions share their code: regions name nothing of the model they came from.
+
+    With `kernels_only` conversions are left out, to time the kernels alone; the outputs are then undefined.
+    """
     region.check()
     masks = {v.geometry: None for _, v in region.values if v.zero_pads and isinstance(v.geometry, Planes)}
     table, arena = Table(region, tuple(masks)), plan_arena(region)
-    builder = _Builder(region, table, arena, machine)
-    module = builder.module()
+    calls = region.rows_calls if kernels_only else region.calls
+    module = _Builder(region, table, arena, machine).module(calls)
     executable = tvm.compile(module, target=machine.tvm_target)
     cross = bool(machine.triple)
     return Code(region, table, arena, ArenaPool(arena.size), None if cross else executable[MAIN], executable)
@@ -113,11 +118,11 @@ class _Builder:
         self.names: dict[Any, str] = {}
         self.functions: dict[str, tvm.tirx.PrimFunc] = {}
 
-    def module(self) -> tvm.IRModule:
-        calls = [self._specify(call) for call in self.region.calls]
+    def module(self, calls: Sequence[Call]) -> tvm.IRModule:
+        named = [self._specify(call) for call in calls]
         module = tvm.IRModule(self.functions)
         self.globals = {name: module.get_global_var(name) for name in self.functions}
-        module.update_func(tvm.ir.GlobalVar(MAIN), self._main(calls))
+        module.update_func(tvm.ir.GlobalVar(MAIN), self._main(named))
         return module
 
     def _kernel(self, spec: Any) -> str:
@@ -204,25 +209,24 @@ class _Builder:
         One thread walks the items. With at least as many items as threads each thread walks its own, in an
         arena of its own; with fewer, all threads share every call of every item.
         """
-        with IRBuilder() as builder:
-            with T.prim_func(s_tir=True):
-                T.func_name(MAIN)
-                T.func_attr({"tirx.noalias": True})
-                handle = T.arg("table", T.handle("int64"))
-                extent, threads = T.arg("extent", T.int32()), T.arg("threads", T.int32())
-                self.pointers = T.decl_buffer((UNBOUNDED,), "int64", data=handle, align=8)
-                self.extent = extent
-                tile = self.region.tokens
-                items = T.bind(T.truncdiv(extent + (tile.tile - 1), T.int32(tile.tile))) if tile else extent
-                with T.If(threads == 1):
-                    with T.Then(), T.serial(items) as item:
-                        for name, call in calls:
-                            self._call(name, call, item, T.int32(0), T.int32(0), T.int32(1))
-                    with T.Else(), T.If(items >= threads):
-                        with T.Then():
-                            self._items_apart(calls, items, threads)
-                        with T.Else():
-                            self._calls_shared(calls, items, threads)
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name(MAIN)
+            T.func_attr({"tirx.noalias": True})
+            handle = T.arg("table", T.handle("int64"))
+            extent, threads = T.arg("extent", T.int32()), T.arg("threads", T.int32())
+            self.pointers = T.decl_buffer((UNBOUNDED,), "int64", data=handle, align=8)
+            self.extent = extent
+            tile = self.region.tokens
+            items = T.bind(T.truncdiv(extent + (tile.tile - 1), T.int32(tile.tile))) if tile else extent
+            with T.If(threads == 1):
+                with T.Then(), T.serial(items) as item:
+                    for name, call in calls:
+                        self._call(name, call, item, T.int32(0), T.int32(0), T.int32(1))
+                with T.Else(), T.If(items >= threads):
+                    with T.Then():
+                        self._items_apart(calls, items, threads)
+                    with T.Else():
+                        self._calls_shared(calls, items, threads)
         return builder.get()
 
     def _items_apart(self, calls: Sequence[tuple[str, Call]], items: Expr, threads: Expr) -> None:
@@ -301,36 +305,60 @@ class _Builder:
 
 
 class LoweredRegion:
-    """A compiled region bound to its weights; safe to call from several threads at once.
+    """A compiled region bound to its weights; safe to call from several threads at once."""
 
-    Call it with the region's inputs (float32, tokens x channels with any leading shape, or N x C x H x W) and
-    the number of threads; it returns new tensors.
-    """
-
-    def __init__(self, code: Code, streams: Sequence[Stream], vectors: Sequence[Tensor]) -> None:
-        self.code, self.streams = code, tuple(streams)
-        padded = [_padded(v) for v in vectors]
+    def __init__(
+        self,
+        code: Code,
+        streams: Sequence[Stream],
+        vectors: Sequence[Tensor],
+        threads: Callable[[], int] = torch.get_num_threads,
+    ) -> None:
+        self.code, self.streams, self.threads = code, tuple(streams), threads
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
-        self._kept = [*(t for s in streams for t in (s.index, s.data, s.balance)), *padded, *masks]
+        parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
+        self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
         table = np.zeros(code.table.arena + 1, dtype=np.int64)
-        table[code.table.weights : code.table.arena] = [t.data_ptr() for t in self._kept]
+        table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
         self._table = table
 
-    def __call__(self, inputs: Sequence[Tensor], threads: int) -> list[Tensor]:
-        region = self.code.region
-        inputs = [x.contiguous() for x in inputs]
-        leading = inputs[0].shape[:-1] if region.tokens else inputs[0].shape[:1]
-        outputs = [inputs[0].new_empty(border_shape(border, leading)) for border in region.outputs]
-        extent = math.prod(leading)
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
+        inputs = [x.detach().contiguous() for x in inputs]
+        outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
+        extent = math.prod(self._leading(inputs))
         if extent == 0:
             return outputs
-        threads = min(threads, SHARES)
+        threads = min(self.threads(), SHARES)
         table = self._table.copy()
-        table[: self.code.table.weights] = [t.data_ptr() for t in (*inputs, *outputs)]
+        table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
         with self.code.pool.lend(threads) as arena:
             table[-1] = arena.data_ptr()
             self.code.run(ctypes.c_void_p(table.ctypes.data), extent, threads)
         return outputs
+
+    def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        leading = self._leading(inputs)
+        return [border_shape(border, leading) for border in self.code.region.outputs]
+
+    def _leading(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+        """Tokens, with whatever shape they come in, or the batch."""
+        return tuple(inputs[0].shape[:-1] if self.code.region.tokens else inputs[0].shape[:1])
+
+
+def lower_region(
+    body: Body, machine: Machine, streams: StreamStore, threads: Callable[[], int]
+) -> LoweredRegion:
+    """Lay the section out, pack what is not packed yet, compile what is not compiled yet, bind."""
+    section = body.section
+    geometry = source_geometry(section)
+    packed = [
+        streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
+        for op in section.ops
+    ]
+    region = lay_out(section, [body.how[op.site] for op in section.ops], [stream.kept for stream in packed])
+    vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
+    return LoweredRegion(compile_region(region, machine), packed, vectors, threads)
 
 
 def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,79 @@
+"""The kernels: a region and a target -> something that runs. The only room that imports tvm.
+
+`lower` is the door for regions, `meter` for measured times. TVM is imported when they are called, not when
+this package is.
+
+To add a kernel: a file in `codegen/cpu/` with a frozen specification and a function that writes it, a line in
+`compiled_region.RULES`, a test file in `tests/codegen/`. To add an activation: a line in `sparsecomp/epilogue.py` for
+its meaning and one in `cpu/epilogues.py` for its vector form. To add a target: a kind in
+`sparsecomp/target.py`, a branch in `lower` and in `meter`, a folder here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from sparsecomp.choice import Candidate
+from sparsecomp.layer import Layer
+from sparsecomp.primitives import Runner
+from sparsecomp.program import Body
+from sparsecomp.target import Target
+
+
+class Cost(Protocol):
+    """Measured times, as the passes ask for them."""
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]: ...
+    def conversion(self, layer: Layer) -> float: ...
+    def elementwise(self, layer: Layer) -> float: ...
+    def region(self, run: Callable[[], object]) -> float: ...
+
+
+if TYPE_CHECKING:
+    from sparsecomp.codegen.stream import StreamStore
+
+
+def stream_store() -> StreamStore:
+    """An empty store of packed weights, for one compiled model."""
+    from sparsecomp.codegen.stream import StreamStore
+
+    return StreamStore()
+
+
+def lower(body: Body, target: Target, streams: StreamStore, threads: Callable[[], int]) -> Runner:
+    """Compile a region and bind its weights, taken from `streams` where they are there already.
+
+    `threads` is asked at every call how many to use.
+    """
+    if target.kind == "reference":
+        from sparsecomp.codegen.reference import ReferenceRegion
+
+        return ReferenceRegion(body, streams)
+    from sparsecomp.codegen.compiled_region import lower_region
+    from sparsecomp.codegen.machine import machine_of
+
+    return lower_region(body, machine_of(target), streams, threads)
+
+
+def meter(target: Target, threads: int) -> Cost:
+    """Measures candidates on this machine, and remembers them on disk."""
+    if target.kind == "reference":
+        from sparsecomp.codegen.reference import StoredCost
+
+        return StoredCost()
+    from sparsecomp.codegen.measure import Meter
+    from sparsecomp.codegen.timings import Timings
+
+    return Meter(target, threads, Timings.on_disk())
+
+
+def describe(target: Target) -> str:
+    """The target as a report names it: "cpu znver4 (16 lanes)"."""
+    if target.kind == "reference":
+        return "reference (plain PyTorch)"
+    from sparsecomp.codegen.machine import machine_of
+
+    return f"{target.kind} {machine_of(target)}"

@@ -1,0 +1,75 @@
+"""The target that needs no kernel: regions run as plain PyTorch, and nothing is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.layout import source_geometry
+from sparsecomp.codegen.stream import StreamStore, read_stream
+from sparsecomp.layer import Layer
+from sparsecomp.pattern import RowBlocks, stored_elements
+from sparsecomp.program import Body
+from sparsecomp.region import RowsKernelChoice, Schedule, SectionOp, run_section
+
+PER_ELEMENT = {1: 2.0, 2: 1.5, 4: 1.1, 8: 1.1}
+"""Cost of a stored element by rows per block, where a dense one costs 1: a stand-in for measured time."""
+
+
+class ReferenceRegion:
+    """Runs the body's section, its weights read back from the store."""
+
+    def __init__(self, body: Body, streams: StreamStore) -> None:
+        self.body = body
+        geometry = source_geometry(body.section)
+        self.streams = {
+            op.site: streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
+            for op in body.section.ops
+        }
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return run_section(self.body.section, self._matrix, self.body.vectors, inputs)
+
+    def _matrix(self, op: SectionOp) -> Tensor:
+        return read_stream(self.streams[op.site])
+
+    def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        layers = {op.target: op.layer for op in self.body.section.ops}
+        linear = self.body.section.ops[0].layer.op == "linear"
+        leading = tuple(inputs[0].shape[:-1] if linear else inputs[0].shape[:1])
+        shapes = []
+        for name in self.body.section.outputs:
+            layer = layers[name]
+            shapes.append((*leading, layer.rows, *(() if linear else layer.output_size)))
+        return shapes
+
+
+class StoredCost:
+    """Orders candidates by the elements they multiply, one a nanosecond. Deterministic, and not a time."""
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
+        found = [Candidate(DENSE, matrix.numel() * 1e-9, stored=matrix.numel())]
+        for rows, cost in PER_ELEMENT.items():
+            if layer.rows // layer.groups % rows:
+                found.append(
+                    Candidate(f"blocks {rows}x1", refused=f"{layer.rows} rows are no multiple of it")
+                )
+                continue
+            pattern = RowBlocks(rows)
+            how = RowsKernelChoice(pattern, Schedule(8, layer.columns))
+            stored = stored_elements(matrix, pattern)
+            found.append(Candidate(str(how), stored * cost * 1e-9, how=how, stored=stored))
+        return tuple(found)
+
+    def conversion(self, layer: Layer) -> float:
+        return 0.0
+
+    def elementwise(self, layer: Layer) -> float:
+        return 0.0
+
+    def region(self, run: object) -> float:
+        return 0.0

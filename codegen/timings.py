@@ -1,0 +1,77 @@
+"""What was measured on this machine, kept on disk: one line of JSON a measurement, safe for several writers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import platformdirs
+import torch
+import tvm
+from filelock import FileLock
+
+from sparsecomp.codegen.machine import Machine
+from sparsecomp.layer import Layer
+
+FORMAT = 1
+DENSITY_STEP = 0.02
+"""Weights of one shape whose densities round to the same step share a measurement."""
+
+
+def cache_folder() -> Path:
+    """`SPARSECOMP_CACHE`, or the user's cache folder of this platform."""
+    return Path(os.environ.get("SPARSECOMP_CACHE") or platformdirs.user_cache_dir("sparsecomp"))
+
+
+def key_of(machine: Machine, threads: int, layer: Layer, pattern: str, density: float = 1.0) -> str:
+    """Everything a measurement depends on, as text."""
+    anonymous = replace(layer, name="", weight="", source="", transposed=False)
+    fields = (
+        f"{anonymous.op} weight {anonymous.weight_shape} input {anonymous.input_shape}",
+        f"stride {anonymous.stride} padding {anonymous.padding} dilation {anonymous.dilation}",
+        f"groups {anonymous.groups}",
+        f"{pattern} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}",
+        f"{machine.cpu} {machine.triple} threads {threads}",
+        f"torch {torch.__version__} tvm {tvm.__version__} format {FORMAT}",
+    )
+    return "; ".join(fields)
+
+
+class Timings:
+    """key -> (seconds, schedule). `put` is kept at once, so an interrupted run loses nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[str, tuple[float, str]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                self._read(line)
+
+    @staticmethod
+    def in_memory() -> Timings:
+        return Timings(None)
+
+    @staticmethod
+    def on_disk() -> Timings:
+        return Timings(cache_folder() / f"timings-{FORMAT}.jsonl")
+
+    def _read(self, line: str) -> None:
+        try:
+            record = json.loads(line)
+            self._known[record["key"]] = (float(record["seconds"]), str(record["schedule"]))
+        except (ValueError, KeyError, TypeError):
+            pass  # a line cut off by a crash: it will be measured again
+
+    def get(self, key: str) -> tuple[float, str] | None:
+        return self._known.get(key)
+
+    def put(self, key: str, seconds: float, schedule: str) -> None:
+        self._known[key] = (seconds, schedule)
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"key": key, "seconds": seconds, "schedule": schedule})
+        with FileLock(f"{self.path}.lock"), self.path.open("a") as file:
+            file.write(line + "\n")

@@ -1,0 +1,48 @@
+"""The passes, in the order they run. Each file holds one pass: Program -> Program.
+
+To add a pass: a file here with a frozen dataclass that has a `name` and is callable, a line in `pipeline`, a
+test file in `tests/passes/`. To teach a pass a new operator: one function and one line in its table
+(`find_layers.MATCHERS`, `fuse_epilogues.RULES`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from sparsecomp.choice import Choice
+from sparsecomp.passes.choose_kernels import ChooseKernels, Cost
+from sparsecomp.passes.find_layers import FindLayers
+from sparsecomp.passes.fuse_epilogues import FuseEpilogues
+from sparsecomp.passes.keep_choices import KeepChoices
+from sparsecomp.passes.measure_weights import MeasureWeights
+from sparsecomp.passes.outline_regions import OutlineRegions
+from sparsecomp.passes.remove_copies import RemoveCopies
+from sparsecomp.passes.rewrite_sparse import RewriteSparse
+from sparsecomp.pipeline import Pass
+
+
+def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pass, ...]:
+    """What is found: layers and the structure of their zeros."""
+    return (RemoveCopies(), FindLayers(inputs, skip), MeasureWeights())
+
+
+def choosing(
+    cost: Cost,
+    min_speedup: float = 1.0,
+    refused: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda layer: None,
+) -> tuple[Pass, ...]:
+    """What is decided, by measured time."""
+    return (ChooseKernels(cost, min_speedup, refused, progress),)
+
+
+def keeping(settled: Mapping[str, Choice]) -> tuple[Pass, ...]:
+    """What was decided before."""
+    return (KeepChoices(settled),)
+
+
+def rewriting(prefix: str) -> tuple[Pass, ...]:
+    """What is made of it: primitives, fused and grouped into regions."""
+    return (RewriteSparse(), FuseEpilogues(), OutlineRegions(prefix))

@@ -1,0 +1,153 @@
+"""Choose, per layer, by measured time: PyTorch's operator, or the fastest kernel."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+import networkx as nx
+from torch import Tensor, fx
+
+from sparsecomp.choice import DENSE, Candidate, Choice
+from sparsecomp.layer import Layer
+from sparsecomp.passes.fuse_epilogues import RULES
+from sparsecomp.passes.remove_copies import PADS
+from sparsecomp.program import Program
+
+
+class Cost(Protocol):
+    """Measured times, handed in: this room knows nothing of kernels."""
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
+        """PyTorch's operator first, then every kernel, measured or refused."""
+        ...
+
+    def conversion(self, layer: Layer) -> float:
+        """Seconds to bring the layer's output to PyTorch's layout and back."""
+        ...
+
+
+NEARLY = 1.08
+"""Times closer than this are taken as equal: measurements repeat no better."""
+
+
+@dataclass(frozen=True)
+class ChooseKernels:
+    """A layer takes its fastest kernel if that beats PyTorch by `min_speedup`.
+
+    A layer whose kernel is a little slower takes it too when its neighbours do and the layout conversions it
+    saves between them are worth more than it loses.
+    """
+
+    name: ClassVar[str] = "choose-kernels"
+    cost: Cost
+    min_speedup: float = 1.0
+    refused: Mapping[str, str] | None = None
+    """Sites that must stay with PyTorch, and why: what a measurement of whole regions found."""
+    progress: Callable[[str], None] = lambda layer: None
+
+    def __call__(self, program: Program) -> Program:
+        candidates: dict[str, tuple[Candidate, ...]] = {}
+        for site, layer in program.layers.items():
+            self.progress(layer.name)
+            candidates[site] = self.cost.candidates(layer, program.weight(site))
+        open_sites = {site: c for site, c in candidates.items() if site not in (self.refused or {})}
+        chosen = {site for site, found in open_sites.items() if self._wins(found)}
+        bridges = self._bridges(program, open_sites, chosen)
+        choices = {}
+        for site, found in candidates.items():
+            name = program.layers[site].name
+            if self.refused and site in self.refused:
+                choices[site] = Choice(name, None, self.refused[site], found)
+            elif site in chosen | bridges:
+                choices[site] = Choice(name, best(found).how, _won(found, site in bridges), found)  # type: ignore[union-attr]
+            else:
+                choices[site] = Choice(name, None, _lost(found), found)
+        return replace(program, choices=choices)
+
+    def _wins(self, found: tuple[Candidate, ...]) -> bool:
+        kernel, dense = best(found), _dense(found)
+        return kernel is not None and _seconds(kernel) * self.min_speedup < _seconds(dense)
+
+    def _bridges(
+        self, program: Program, found: Mapping[str, tuple[Candidate, ...]], chosen: set[str]
+    ) -> set[str]:
+        """Layers to take along: repeated, since a bridge may make the next one worth it."""
+        near = neighbours(program)
+        bridges: set[str] = set()
+        grown = True
+        while grown:
+            grown = False
+            for site, candidates in found.items():
+                kernel = best(candidates)
+                if site in chosen | bridges or kernel is None:
+                    continue
+                # An edge between two kernels needs no conversion out and in again.
+                before = [other for other in near.predecessors(site) if other in chosen | bridges]
+                after = [other for other in near.successors(site) if other in chosen | bridges]
+                saved = sum(self.cost.conversion(program.layers[other]) for other in before)
+                saved += self.cost.conversion(program.layers[site]) if after else 0.0
+                if _seconds(kernel) < _seconds(_dense(candidates)) + saved and before and after:
+                    bridges.add(site)
+                    grown = True
+        return bridges
+
+
+def best(found: tuple[Candidate, ...]) -> Candidate | None:
+    """The fastest kernel, PyTorch's operator apart; of nearly equals the one that stores least."""
+    kernels = [candidate for candidate in found if candidate.how is not None and not candidate.refused]
+    fastest = min(map(_seconds, kernels), default=0.0)
+    close = [candidate for candidate in kernels if _seconds(candidate) <= NEARLY * fastest]
+    return min(close, key=lambda candidate: (candidate.stored, _seconds(candidate)), default=None)
+
+
+def _dense(found: tuple[Candidate, ...]) -> Candidate:
+    return next(candidate for candidate in found if candidate.kernel == DENSE)
+
+
+def _seconds(candidate: Candidate) -> float:
+    return candidate.seconds if candidate.seconds is not None else float("inf")
+
+
+def _won(found: tuple[Candidate, ...], bridge: bool) -> str:
+    kernel, dense = best(found), _dense(found)
+    assert kernel is not None
+    times = _seconds(dense) / _seconds(kernel)
+    if bridge:
+        return f"{times:.2f}x the speed of PyTorch alone, but its neighbours need no conversion then"
+    return f"{times:.2f}x the speed of PyTorch"
+
+
+def _lost(found: tuple[Candidate, ...]) -> str:
+    kernel, dense = best(found), _dense(found)
+    if kernel is None:
+        return "every kernel was refused"
+    return (
+        f"the fastest kernel, {kernel.kernel}, takes {_seconds(kernel) * 1e3:.3f} ms "
+        f"against {_seconds(dense) * 1e3:.3f} ms in PyTorch"
+    )
+
+
+def neighbours(program: Program) -> nx.DiGraph:
+    """Layer -> layer that reads its output directly or through element-wise work an epilogue can take."""
+    graph = nx.DiGraph()
+    graph.add_nodes_from(program.layers)
+    for node in program.graph.graph.nodes:
+        if node.name in program.layers:
+            graph.add_edges_from((node.name, site) for site in _readers(node, program.layers))
+    return graph
+
+
+def _readers(node: fx.Node, layers: Mapping[str, Layer]) -> Iterator[str]:
+    seen, waiting = set(), list(node.users)
+    while waiting:
+        user = waiting.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if user.name in layers:
+            yield user.name
+        elif user.target in RULES or user.target in (*PADS, operator.getitem):
+            waiting += user.users

@@ -1,0 +1,48 @@
+"""Remove copies that change nothing: dropout in evaluation mode leaves one behind, padding by nothing is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from sparsecomp.program import Program
+
+aten = torch.ops.aten
+
+KEEPS_FORMAT = (None, torch.preserve_format)
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+
+
+@dataclass(frozen=True)
+class RemoveCopies:
+    """y = clone(x); z = f(y)         ->   z = f(x)
+    y = pad(x, [0, 0]); z = f(y)   ->   z = f(x)
+
+    Nothing in a functional graph writes to a tensor, so a copy is its original. Copies that change the memory
+    format stay, and so do those of inputs and those that are returned, since a caller may write to them.
+    """
+
+    name: ClassVar[str] = "remove-copies"
+
+    def __call__(self, program: Program) -> Program:
+        graph = program.edit()
+        copies = [node for node in graph.graph.nodes if _removable(node)]
+        if not copies:
+            return program
+        for node in copies:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+        return program.with_graph(graph)
+
+
+def _removable(node: fx.Node) -> bool:
+    copies = node.target is aten.clone.default and node.kwargs.get("memory_format") in KEEPS_FORMAT
+    pads_nothing = node.target in PADS and not any(node.args[1])  # type: ignore[arg-type]
+    return (
+        (copies or pads_nothing)
+        and node.args[0].op == "call_function"  # type: ignore[union-attr]
+        and all(user.op != "output" for user in node.users)
+    )

@@ -1,0 +1,35 @@
+"""Compile pruned PyTorch models into modules that are faster, smaller and give the same outputs.
+
+compiled = sparsecomp.compile_sparse(model, example_inputs=(x,))
+y = compiled(x)
+print(compiled.report)
+"""
+
+from sparsecomp.errors import (
+    CaptureError,
+    InferenceOnlyError,
+    InputError,
+    InvalidProgramError,
+    LoweringError,
+    SparsecompError,
+)
+from sparsecomp.front import analyze, compile_sparse
+from sparsecomp.module import SparseModule
+from sparsecomp.report import Report
+from sparsecomp.target import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "InferenceOnlyError",
+    "InputError",
+    "InvalidProgramError",
+    "LoweringError",
+    "Report",
+    "SparseModule",
+    "SparsecompError",
+    "Target",
+    "analyze",
+    "compile_sparse",
+]

@@ -1,0 +1,148 @@
+"""What a user calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from sparsecomp.capture import capture
+from sparsecomp.compile import Options
+from sparsecomp.errors import CaptureError, InputError
+from sparsecomp.layers import layers_graph, record_inputs
+from sparsecomp.module import SparseModule
+from sparsecomp.passes import analysis
+from sparsecomp.pipeline import run
+from sparsecomp.program import Program
+from sparsecomp.report import Report, layer_reports
+from sparsecomp.target import Target
+
+
+def compile_sparse(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str | Target | None = None,
+    dynamic_shapes: Any = None,
+    threads: int | None = None,
+    skip: Sequence[str] = (),
+    min_speedup: float = 1.0,
+    verbose: bool = False,
+) -> SparseModule:
+    """Make a module that gives the model's outputs faster and in less memory where its weights have zeros.
+
+    Per layer, every way of running it is timed on this machine, PyTorch's own among them; the fastest is
+    taken and the report says why. Nothing is pruned.
+
+    Args:
+        model: In evaluation mode, its parameters on the CPU. A plain module, a GraphModule from
+            `torch.fx.symbolic_trace`, or an ExportedProgram.
+        example_inputs: Positional arguments of its forward. Without these and `example_kwargs` the model is
+            compiled at its first call. Times are measured on them.
+        example_kwargs: Keyword arguments of its forward.
+        target: What code is for: "cpu" (this machine, the default), "cpu:NAME", "reference" (plain PyTorch),
+            or a `Target`.
+        dynamic_shapes: As for `torch.export.export`. Default: dimension 0 of every tensor is the batch and
+            may change; other new shapes compile another graph, on the same weights, when they are met.
+        threads: Number of threads; by default `torch.get_num_threads()`, asked at every call.
+        skip: Names of layers, or of modules that hold them, to leave to PyTorch.
+        min_speedup: How many times faster than PyTorch a kernel must be to be taken.
+        verbose: Show progress even where standard error is no terminal.
+
+    Raises:
+        InputError: the model or the inputs cannot be used; the message says why and what to do.
+    """
+    args, kwargs = _call(model, example_inputs, example_kwargs)
+    if isinstance(model, ExportedProgram):
+        module: nn.Module = model.module()
+    else:
+        module = model
+        _check_model(module)
+    options = Options(Target.parse(target), _positive(threads), tuple(skip), float(min_speedup), verbose)
+    compiled = SparseModule(module, options, dynamic_shapes)
+    if args is not None:
+        compiled.compile_for(args, kwargs)
+    return compiled
+
+
+def analyze(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    skip: Sequence[str] = (),
+) -> Report:
+    """The structure of every layer's zeros, without compiling or measuring time.
+
+    Raises:
+        InputError: as `compile_sparse`; also without example inputs.
+    """
+    args, kwargs = _call(model, example_inputs, example_kwargs)
+    if args is None:
+        raise InputError(
+            "analyze needs example inputs: pass example_inputs=(x, ...) or example_kwargs={...}."
+        )
+    if not isinstance(model, ExportedProgram):
+        _check_model(model)
+    notes: tuple[str, ...] = ()
+    with torch.no_grad():
+        try:
+            captured = capture(model, args, kwargs)
+            graph, inputs = captured.graph, tuple(captured.flatten(args, kwargs))
+        except CaptureError as error:
+            assert isinstance(model, nn.Module)
+            recorded = record_inputs(model, args, kwargs)
+            graph, inputs = layers_graph(model, recorded), tuple(recorded.values())
+            notes = (f"the graph was not captured: {error}",)
+        program, steps = run(analysis(inputs, tuple(skip)), Program(graph))
+    layers = layer_reports(program, {})
+    return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
+
+
+def _call(
+    model: object, example_inputs: Sequence[Any] | None, example_kwargs: Mapping[str, Any] | None
+) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
+    """The example call; args is None where there is none."""
+    if isinstance(example_inputs, Tensor):
+        raise InputError("example_inputs is a tensor: pass a tuple of the model's arguments, (x,).")
+    if isinstance(example_inputs, Mapping):
+        raise InputError("example_inputs is a mapping: pass keyword arguments as example_kwargs={...}.")
+    if example_inputs is not None and not isinstance(example_inputs, Sequence):
+        raise InputError(f"example_inputs must be a tuple of arguments, not {type(example_inputs).__name__}.")
+    if isinstance(model, ExportedProgram) and example_inputs is None and example_kwargs is None:
+        if model.example_inputs is None:
+            return None, {}
+        example_inputs, example_kwargs = model.example_inputs
+    if example_inputs is None and example_kwargs is None:
+        return None, {}
+    return tuple(example_inputs or ()), dict(example_kwargs or {})
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, SparseModule):
+        raise InputError("the model is compiled already.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is a ScriptModule, whose graph cannot be captured: pass the nn.Module.")
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"compile_sparse takes an nn.Module or an ExportedProgram, not {type(model).__name__}."
+        )
+    training = next((name for name, module in model.named_modules() if module.training), None)
+    if training is not None:
+        where = f"submodule {training!r} of the model" if training else "the model"
+        raise InputError(f"{where} is in training mode: call model.eval() before compiling.")
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if parameter.device.type != "cpu":
+            raise InputError(
+                f"parameter {name!r} is on {parameter.device}, the target is the CPU: call model.cpu() first."
+            )
+
+
+def _positive(threads: int | None) -> int | None:
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads must be a positive number, not {threads!r}.")
+    return threads

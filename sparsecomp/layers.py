@@ -1,0 +1,180 @@
+"""The rung below the whole graph: layers of an eager model, swapped one by one.
+
+It serves models whose graph cannot be captured, and calls that no captured graph covers, such as the steps of
+a Hugging Face `generate`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from sparsecomp.codegen import lower
+from sparsecomp.codegen.stream import StreamStore
+from sparsecomp.layer import Layer
+from sparsecomp.primitives import Runner
+from sparsecomp.program import Body
+from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.target import Target
+
+aten = torch.ops.aten
+IMAGE_SIZES = 2
+"""Image sizes for which a swapped convolution keeps packed weights; an older one makes room."""
+
+
+def leaf_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that are one layer, by the path of their weight. Subclasses may do more, and are left alone."""
+    seen = set()
+    for name, module in model.named_modules():
+        if _is_layer(module) and id(module) not in seen:
+            seen.add(id(module))
+            yield name, module
+
+
+def _is_layer(module: nn.Module) -> bool:
+    if type(module) in (nn.Conv1d, nn.Conv2d):
+        return getattr(module, "padding_mode", "") == "zeros"
+    return type(module) is nn.Linear or _is_transposed_linear(module)
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Hugging Face's `Conv1D`: x @ weight + bias, the weight stored in x out."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+
+
+def record_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The first input of every leaf layer that the call reaches."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                found.setdefault(name, inputs[0].detach())
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaf_layers(model)]
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def layers_graph(model: nn.Module, inputs: Mapping[str, Tensor]) -> fx.GraphModule:
+    """A graph of unconnected layers, one placeholder and one operator each: the passes' view of an eager
+    model. Its outputs are those of the layers, in the order of `inputs`."""
+    graph, modules = fx.Graph(), dict(model.named_modules())
+    placeholders = {name: graph.placeholder(f"input_{i}") for i, name in enumerate(inputs)}
+    outputs = []
+    for name, x in inputs.items():
+        placeholders[name].meta["val"] = x.to("meta")
+        outputs.append(_layer_node(graph, name, modules[name], placeholders[name], x))
+    graph.output(tuple(outputs))
+    return fx.GraphModule(model, graph)
+
+
+def _layer_node(graph: fx.Graph, name: str, module: Any, x: fx.Node, example: Tensor) -> fx.Node:
+    weight = graph.get_attr(f"{name}.weight")
+    bias = graph.get_attr(f"{name}.bias") if module.bias is not None else None
+    for node, tensor in ((weight, module.weight), (bias, module.bias)):
+        if node is not None:
+            node.meta["val"] = tensor.detach().to("meta")
+    if isinstance(module, nn.Linear):
+        made = graph.call_function(aten.linear.default, (x, weight, bias))
+    elif _is_transposed_linear(module):
+        made = graph.call_function(aten.matmul.default, (x, weight))
+    else:
+        dimensions = len(module.kernel_size)
+        operator = aten.conv1d if dimensions == 1 else aten.conv2d
+        overload = operator.padding if isinstance(module.padding, str) else operator.default
+        padding = module.padding if isinstance(module.padding, str) else list(module.padding)
+        settings = (list(module.stride), padding, list(module.dilation), module.groups)
+        made = graph.call_function(overload, (x, weight, bias, *settings))
+    with torch.no_grad():
+        made.meta["val"] = module(example).to("meta")
+    if _is_transposed_linear(module) and bias is not None:
+        total = graph.call_function(aten.add.Tensor, (made, bias))
+        total.meta["val"] = made.meta["val"]
+        return total
+    return made
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What a swapped layer needs: its weights are in the store."""
+
+    layer: Layer
+    how: RowsKernelChoice
+    streams: StreamStore
+    target: Target
+    threads: Callable[[], int]
+
+
+class SwappedForward:
+    """Stands for the `forward` of a layer. Any number of tokens; a convolution, any image size."""
+
+    def __init__(self, swap: Swap, bias: Tensor | None) -> None:
+        self.swap, self.bias = swap, bias
+        self._runners: dict[tuple[int, ...], Runner] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self.swap.layer
+        flat = x.unsqueeze(2) if layer.op == "conv1d" and x.dim() == 3 else x
+        if x.dtype != torch.float32 or (layer.op != "linear" and flat.dim() != 4):
+            return self._dense(x)
+        (y,) = self._runner(flat).run([flat])
+        return y.squeeze(2) if flat is not x else y
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """For what kernels do not take, half precision or an image without a batch: weights are unpacked."""
+        layer = self.swap.layer
+        weight = self.swap.streams.weight(layer.weight).to(x.dtype)
+        bias = self.bias.to(x.dtype) if self.bias is not None else None
+        if layer.op == "linear":
+            return F.linear(x, layer.matrix(weight), bias)
+        if layer.op == "conv1d":
+            x = F.pad(x, layer.padding[2:])
+            return F.conv1d(x, weight, bias, layer.stride[1], 0, layer.dilation[1], layer.groups)
+        top, bottom, left, right = layer.padding
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+
+    def _runner(self, x: Tensor) -> Runner:
+        size = () if self.swap.layer.op == "linear" else tuple(x.shape[1:])
+        with self._lock:
+            if size not in self._runners:
+                if len(self._runners) == IMAGE_SIZES:
+                    del self._runners[next(iter(self._runners))]
+                self._runners[size] = self._lower(tuple(x.shape))
+            return self._runners[size]
+
+    def _lower(self, shape: tuple[int, ...]) -> Runner:
+        swap = self.swap
+        layer = replace(swap.layer, input_shape=shape)
+        op = SectionOp("layer", layer, "x", "y", "bias" if self.bias is not None else "")
+        vectors = (self.bias,) if self.bias is not None else ()
+        body = Body(Section(("x",), (op,), ("y",)), {}, {"layer": vectors}, {"layer": swap.how})
+        return lower(body, swap.target, swap.streams, swap.threads)
+
+
+def swap_layers(model: nn.Module, swaps: Mapping[str, Swap]) -> set[str]:
+    """Give the model's layers, by parameter name, their swapped forward. Returns the parameters swapped."""
+    done = set()
+    for name, module in leaf_layers(model):
+        swap = swaps.get(f"{name}.weight")
+        if swap is not None and swap.layer.transposed == _is_transposed_linear(module):
+            bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
+            module.forward = SwappedForward(swap, bias)
+            done.add(swap.layer.weight)
+    return done

@@ -1,0 +1,391 @@
+"""The compiled model: a drop-in module, and the ladder it goes down when a call is not covered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sparsecomp import codegen
+from sparsecomp.capture import Capture, capture
+from sparsecomp.compile import Compiler, Executable, Options
+from sparsecomp.errors import CaptureError, InferenceOnlyError, InputError
+from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
+from sparsecomp.progress import Watch, watching
+from sparsecomp.report import Report
+from sparsecomp.skeleton import Skeleton
+from sparsecomp.speed import alternating_seconds
+
+MAX_VARIANTS = 8
+"""Graphs kept for different shapes; a call beyond that runs with swapped layers."""
+TOLERANCE = 1e-4
+"""Largest error, relative to the largest output, at which a compiled graph is accepted."""
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compiled graph and the calls it covers."""
+
+    capture: Capture
+    executable: Executable
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.capture.unflatten(self.executable.graph(*self.capture.flatten(args, kwargs)))
+
+
+class SparseModule(nn.Module):
+    """Same calls and outputs as the model it was compiled from, for inference only.
+
+    It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
+    else, `config` or `generate` say, is the model's own. A call whose shapes no graph covers compiles another
+    one on the same weights; one that cannot be captured runs layer by layer.
+
+    report: what was found, chosen and gained.
+    """
+
+    def __init__(self, model: nn.Module, options: Options, dynamic_shapes: Any = None) -> None:
+        super().__init__()
+        state = self.__dict__  # not nn.Module's: these are no parameters and no submodules of this one
+        state["_options"] = options
+        state["_dynamic_shapes"] = dynamic_shapes
+        state["_compiler"] = Compiler(options)
+        state["_skeleton"] = Skeleton(model)
+        state["_eager"] = None
+        state["_variants"] = []
+        state["_uncapturable"] = set()
+        state["_report"] = None
+        state["_lock"] = threading.RLock()
+        super().train(False)
+
+    # Compiling -------------------------------------------------------------------------------------------
+
+    def compile_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The first compilation, on example inputs: a graph, else layers, else the model as it is.
+
+        Raises:
+            InputError: the model cannot be run on the inputs, or a weight holds NaN or infinity.
+        """
+        with self._lock, watching(self._options.verbose) as watch, torch.no_grad():
+            if self._report is not None:
+                return  # another thread was first
+            model = self._skeleton.module
+            watch.stage("running the model")
+            expected = _run_eager(model, args, kwargs)
+            try:
+                self._compile_graph(model, args, kwargs, expected, watch)
+            except CaptureError as error:
+                self._compile_layers(model, args, kwargs, str(error), watch)
+            self._skeleton.hollow(self._compiler.streams.names)
+            self._skeleton.own()
+            self._eager = self._swapped()
+
+    def _compile_graph(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any, watch: Watch
+    ) -> None:
+        watch.stage("capturing the graph")
+        captured = capture(model, args, kwargs, self._dynamic_shapes)
+        inputs = tuple(captured.flatten(args, kwargs))
+        executable = self._compiler.compile(captured.graph, inputs, watch)
+        variant = Variant(captured, executable)
+        notes = (captured.note,) if captured.note else ()
+        report = self._new_report(executable, "whole graph", notes)
+        if not self._compiler.settled:
+            self._report = replace(
+                report, rung="eager", notes=(*notes, "no layer gains: PyTorch runs the model")
+            )
+            return
+        watch.stage("comparing with the model")
+        error = relative_error(variant(args, kwargs), expected)
+        eager, compiled = alternating_seconds(lambda: model(*args, **kwargs), lambda: variant(args, kwargs))
+        report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
+        if error > TOLERANCE:
+            self._give_up(report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model")
+        elif compiled * self._options.min_speedup > eager and self._options.target.kind != "reference":
+            times = f"{compiled * 1e3:.2f} ms against {eager * 1e3:.2f}"
+            self._give_up(report, f"as a whole the compiled model is slower, {times}: PyTorch runs it")
+        else:
+            self._variants.append(variant)
+            self._report = report
+
+    def _compile_layers(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str, watch: Watch
+    ) -> None:
+        watch.stage("recording layers")
+        inputs = record_inputs(model, args, kwargs)
+        graph = layers_graph(model, inputs)
+        executable = self._compiler.compile(graph, tuple(inputs.values()), watch)
+        rung = "layers" if self._compiler.settled else "eager"
+        self._report = self._new_report(executable, rung, (f"the graph was not captured: {reason}",))
+
+    def _give_up(self, report: Report, note: str) -> None:
+        self._compiler.settled = {}
+        self._compiler.streams.keep(set())
+        layers = tuple(
+            replace(
+                layer,
+                choice=replace(layer.choice, how=None, reason=note) if layer.choice else None,
+                nbytes=layer.dense_bytes,
+            )
+            for layer in report.layers
+        )
+        notes = (*report.notes, note)
+        self._report = replace(report, rung="eager", layers=layers, regions=(), notes=notes)
+
+    def _new_report(self, executable: Executable, rung: str, notes: tuple[str, ...]) -> Report:
+        return Report(
+            codegen.describe(self._options.target),
+            self._options.thread_count(),
+            executable.steps,
+            executable.layers,
+            executable.program.untouched,
+            executable.regions,
+            rung,
+            notes,
+        )
+
+    def _swapped(self) -> nn.Module:
+        """The model with its converted layers swapped one by one; itself where there are none."""
+        compiler, options = self._compiler, self._options
+        module = self._skeleton.copy()
+        swaps = {
+            stream.layer.weight: Swap(
+                stream.layer, how, compiler.streams, options.target, options.thread_count
+            )
+            for stream, how in compiler.streams.entries()
+        }
+        swapped = swap_layers(module, swaps)
+        self.__dict__["_unswapped"] = compiler.streams.names - swapped
+        return module
+
+    # Calling ---------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if wants_gradient:
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+        with torch.no_grad():
+            outputs = self._run(args, kwargs)
+        return pytree.tree_map_only(Tensor, _without_backward, outputs) if wants_gradient else outputs
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._report is None:
+            self.compile_for(args, kwargs)
+        for variant in self._variants:
+            if variant.capture.refuses(args, kwargs) is None:
+                return variant(args, kwargs)
+        variant = self._further_variant(args, kwargs) if self._variants else None
+        return variant(args, kwargs) if variant else self._run_swapped(args, kwargs)
+
+    def _further_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
+        """A graph for shapes not seen before, on the weights there are; None if it cannot be had."""
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        kind = (structure, tuple(leaf.dtype if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
+        with self._lock:
+            for variant in self._variants:
+                if variant.capture.refuses(args, kwargs) is None:
+                    return variant  # another thread was first
+            if kind in self._uncapturable or _empty(leaves):
+                return None
+            if len(self._variants) == MAX_VARIANTS:
+                self._note(f"more than {MAX_VARIANTS} shapes were called: further ones run layer by layer")
+                return None
+            try:
+                variant = self._compile_variant(args, kwargs)
+            except CaptureError as error:
+                self._uncapturable.add(kind)
+                self._note(f"a call runs layer by layer: {error}")
+                return None
+            self._variants.append(variant)
+            return variant
+
+    def _compile_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
+        streams = self._compiler.streams
+        refused = self._variants[0].capture.refuses(args, kwargs)
+        with self._skeleton.filled(streams.weight) as model, watching(self._options.verbose) as watch:
+            expected = _run_eager(model, args, kwargs)
+            captured = capture(model, args, kwargs, self._dynamic_shapes)
+            executable = self._compiler.compile(captured.graph, tuple(captured.flatten(args, kwargs)), watch)
+        dense = [name for name in streams.names if _reads(executable, name)]
+        if dense:
+            raise CaptureError(f"for these inputs {dense[0]!r} would be needed dense")
+        variant = Variant(captured, executable)
+        error = relative_error(variant(args, kwargs), expected)
+        if error > TOLERANCE:
+            raise CaptureError(f"the graph's outputs differ by {error:.1e} of the largest")
+        self._note(f"compiled once more: {refused}")
+        return variant
+
+    def _run_swapped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Layer by layer; weights of layers that are no modules of their own are unpacked for the call."""
+        if not self._unswapped:
+            return self._eager(*args, **kwargs)
+        with self._skeleton.filled(self._compiler.streams.weight) as model:
+            return model(*args, **kwargs)
+
+    def _note(self, note: str) -> None:
+        if self._report is not None and note not in self._report.notes:
+            self._report = replace(self._report, notes=(*self._report.notes, note))
+
+    # What a user may ask ---------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report:
+        """What was found, chosen and gained; empty until the first call of a module compiled without inputs."""
+        if self._report is None:
+            options = self._options
+            note = "not compiled yet: the graph is captured at the first call"
+            return Report(codegen.describe(options.target), options.thread_count(), (), (), {}, notes=(note,))
+        report: Report = self._report
+        return report
+
+    @property
+    def graph(self) -> torch.fx.GraphModule | None:
+        """The rewritten FX graph of the first variant, whose regions are operators; None on other rungs."""
+        return self._variants[0].executable.graph if self._variants else None
+
+    def verify(self, *args: Any, **kwargs: Any) -> float:
+        """Run these inputs through the original model as well, its weights unpacked, and compare.
+
+        Returns the error, max|y - y0| / max|y0|, the largest over the output tensors; infinite where shapes
+        or structure differ. Takes as long as both models, and for its duration the memory of the original.
+        """
+        with torch.no_grad(), self._skeleton.filled(self._compiler.streams.weight) as model:
+            expected = model(*args, **kwargs)
+        return relative_error(self(*args, **kwargs), expected)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original model's state, dense."""
+        return self._skeleton.state_dict(self._compiler.streams.weight)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InferenceOnlyError(
+            "a compiled module takes no new weights: load them into the model and compile it again."
+        )
+
+    def train(self, mode: bool = True) -> SparseModule:
+        if mode:
+            raise InferenceOnlyError(
+                "a compiled module is for inference: train the model it was made from, then compile it again."
+            )
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> SparseModule:
+        if requires_grad:
+            self.train()
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseModule:
+        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+        if (device is None or device.type == "cpu") and dtype in (None, torch.float32):
+            return self
+        raise InferenceOnlyError(
+            f"a compiled module stays what it was compiled for, not {device or dtype}: "
+            "move or convert the model, then compile it."
+        )
+
+    def _apply(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise InferenceOnlyError(
+            "a compiled module cannot be moved or converted: do so with the model, then compile it again."
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise InferenceOnlyError(
+            "a compiled module cannot be copied or pickled: compile the model again; what was measured is "
+            "remembered, so that takes seconds."
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            model = self.__dict__.get("_eager") or self.__dict__["_skeleton"].module
+            try:
+                return getattr(model, name)
+            except AttributeError:
+                raise AttributeError(
+                    f"neither SparseModule nor {type(model).__name__} has {name!r}"
+                ) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__[name] = value
+
+    def extra_repr(self) -> str:
+        return self.report._headline()
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """max|y - y0| / max|y0|, the largest over corresponding tensors; inf where they do not correspond.
+
+    Non-finite values must agree exactly; tensors of integers must be equal.
+    """
+    left, left_structure = pytree.tree_flatten(actual)
+    right, right_structure = pytree.tree_flatten(expected)
+    if left_structure != right_structure:
+        return float("inf")
+    return max((_tensor_error(y, y0) for y, y0 in zip(left, right, strict=True)), default=0.0)
+
+
+def _tensor_error(y: Any, y0: Any) -> float:
+    if not isinstance(y0, Tensor):
+        return 0.0
+    if not isinstance(y, Tensor) or y.shape != y0.shape or y.dtype != y0.dtype:
+        return float("inf")
+    if not y0.is_floating_point() or y0.numel() == 0:
+        return 0.0 if torch.equal(y, y0) else float("inf")
+    finite = y0.isfinite()
+    if not torch.equal(finite, y.isfinite()) or not torch.equal(
+        y[~finite].nan_to_num(), y0[~finite].nan_to_num()
+    ):
+        return float("inf")
+    largest = y0[finite].abs().max().item() if finite.any() else 0.0
+    difference = (y[finite] - y0[finite]).abs().max().item() if finite.any() else 0.0
+    return difference / largest if largest else difference
+
+
+def _run_eager(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except Exception as error:
+        shapes = pytree.tree_map_only(Tensor, lambda t: f"{list(t.shape)} {t.dtype}", (list(args), kwargs))
+        raise InputError(
+            f"{type(model).__name__} cannot be run on these inputs: {type(error).__name__}: {error}\n"
+            f"It was called with args={shapes[0]}, kwargs={shapes[1]}. Pass example_inputs=(x, ...) as the "
+            "positional arguments of the model's forward, example_kwargs={...} as its keyword arguments."
+        ) from error
+
+
+def _reads(executable: Executable, weight: str) -> bool:
+    return any(node.op == "get_attr" and node.target == weight for node in executable.graph.graph.nodes)
+
+
+def _empty(leaves: Sequence[Any]) -> bool:
+    return any(isinstance(leaf, Tensor) and leaf.numel() == 0 for leaf in leaves)
+
+
+class _NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> NoReturn:
+        raise InferenceOnlyError(
+            "a compiled module has no backward: differentiate the model it was made from."
+        )
+
+
+def _without_backward(y: Tensor) -> Tensor:
+    """The same values; asking for their gradient raises, rather than giving none."""
+    if not y.is_floating_point():
+        return y
+    with torch.enable_grad():
+        result: Tensor = _NoBackward.apply(y.requires_grad_())  # type: ignore[no-untyped-call]
+    return result

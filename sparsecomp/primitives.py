@@ -1,0 +1,132 @@
+"""The sparse primitives: operators with their meaning in plain PyTorch, which is the oracle of every kernel.
+
+They are registered with `torch.library`, with shapes for fake tensors, so a rewritten graph prints, runs,
+exports and goes through `torch.compile` like any other.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparsecomp import epilogue as epilogues
+from sparsecomp.layer import padded_conv2d
+from sparsecomp.pattern import PackedRows, RowBlocks, unpack
+
+_LIBRARY = torch.library.Library("sparsecomp", "DEF")
+_WEIGHT = "Tensor values, Tensor columns, Tensor pointers, int block, bool shared, int[] weight_shape"
+
+
+def _matrix(
+    values: Tensor, columns: Tensor, pointers: Tensor, block: int, shared: bool, shape: Sequence[int]
+) -> Tensor:
+    rows, size = shape[0], 1
+    for extent in shape[1:]:
+        size *= extent
+    return unpack(PackedRows(RowBlocks(block, shared), (rows, size), values, columns, pointers))
+
+
+def rows_linear(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    pointers: Tensor,
+    block: int,
+    shared: bool,
+    weight_shape: Sequence[int],
+    epilogue: str,
+    operands: Sequence[Tensor],
+) -> Tensor:
+    """epilogue(x W^T): x is ... x in, the result ... x out; W packed as in `PackedRows`."""
+    weight = _matrix(values, columns, pointers, block, shared, weight_shape)
+    return epilogues.apply(F.linear(x, weight), epilogue, operands, channel=-1)
+
+
+def rows_conv2d(
+    x: Tensor,
+    values: Tensor,
+    columns: Tensor,
+    pointers: Tensor,
+    block: int,
+    shared: bool,
+    weight_shape: Sequence[int],
+    epilogue: str,
+    operands: Sequence[Tensor],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """epilogue(conv2d(x, W)): x is N x C x H x W; the weight packed as a matrix out x (in/groups * kh * kw);
+    `padding` of the top, bottom, left and right side."""
+    weight = _matrix(values, columns, pointers, block, shared, weight_shape).reshape(list(weight_shape))
+    y = padded_conv2d(x, weight, None, stride, padding, dilation, groups)
+    return epilogues.apply(y, epilogue, operands, channel=1)
+
+
+_LIBRARY.define(f"rows_linear(Tensor x, {_WEIGHT}, str epilogue, Tensor[] operands) -> Tensor")
+_LIBRARY.define(
+    f"rows_conv2d(Tensor x, {_WEIGHT}, str epilogue, Tensor[] operands, "
+    "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+)
+_LIBRARY.impl("rows_linear", rows_linear, "CPU")
+_LIBRARY.impl("rows_conv2d", rows_conv2d, "CPU")
+
+
+@torch.library.register_fake("sparsecomp::rows_linear")
+def _fake_linear(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *rest: object) -> Tensor:
+    _, _, weight_shape, *_ = rest
+    return x.new_empty((*x.shape[:-1], weight_shape[0]))  # type: ignore[index]
+
+
+@torch.library.register_fake("sparsecomp::rows_conv2d")
+def _fake_conv2d(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *rest: object) -> Tensor:
+    _, _, shape, _, _, stride, (top, bottom, left, right), dilation, _ = rest  # type: ignore[misc]
+    pads = (top + bottom, left + right)
+    sizes = [
+        (extent + p - d * (k - 1) - 1) // s + 1
+        for extent, p, d, k, s in zip(x.shape[2:], pads, dilation, shape[2:], stride, strict=True)  # type: ignore[call-overload,index]
+    ]
+    return x.new_empty((x.shape[0], shape[0], *sizes))  # type: ignore[index]
+
+
+class Runner(Protocol):
+    """What stands behind the name of a region."""
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        """Of the outputs, which may be symbolic as the inputs' are."""
+        ...
+
+
+REGIONS: weakref.WeakValueDictionary[str, Runner] = weakref.WeakValueDictionary()
+"""Regions by name; a compiled module keeps its own alive."""
+
+_LIBRARY.define("region(Tensor[] inputs, str name) -> Tensor[]")
+
+
+def _region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
+    return REGIONS[name].run(inputs)
+
+
+_LIBRARY.impl("region", _region, "CPU")
+
+
+@torch.library.register_fake("sparsecomp::region")
+def _fake_region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
+    return [inputs[0].new_empty(shape) for shape in REGIONS[name].shapes(inputs)]
+
+
+ROWS_LINEAR = torch.ops.sparsecomp.rows_linear.default
+ROWS_CONV2D = torch.ops.sparsecomp.rows_conv2d.default
+REGION = torch.ops.sparsecomp.region.default
+PRIMITIVES = (ROWS_LINEAR, ROWS_CONV2D)
+
+VALUES, EPILOGUE, OPERANDS = 1, 7, 8
+"""Positions among a primitive's arguments."""
