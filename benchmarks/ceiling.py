@@ -107,31 +107,34 @@ class Planes:
     channels: int
     height: int
     width: int
-    pad: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    """Top, bottom, left, right."""
     kernel: tuple[int, int]
 
     @staticmethod
     def of(layer: Layer) -> Planes:
         if layer.op == "linear":
-            return Planes(layer.columns, 1, layer.output_size[1], (0, 0), (1, 1))
+            return Planes(layer.columns, 1, layer.output_size[1], (0, 0, 0, 0), (1, 1))
         if (layer.stride, layer.dilation, layer.groups) != ((1, 1), (1, 1), 1) or layer.input_shape[0] != 1:
             raise ValueError(
                 f"{layer.name}: the hand-written kernel has stride, dilation, groups and batch 1"
             )
         _, channels, height, width = layer.input_shape
-        assert layer.padding[1] < layer.weight_shape[3], "an output row must fit into a padded input row"
-        return Planes(channels, height, width, layer.padding, (layer.weight_shape[2], layer.weight_shape[3]))
+        kernel = (layer.weight_shape[2], layer.weight_shape[3])
+        assert min(layer.padding[2:]) < kernel[1], "an output row must fit into a padded input row"
+        return Planes(channels, height, width, layer.padding, kernel)
 
     @property
     def row(self) -> int:
         """Floats from one row of pixels to the next; the right pad of a row is the left pad of the next."""
-        return self.width + self.pad[1]
+        return self.width + max(self.padding[2:])
 
     @property
     def size(self) -> int:
         """Floats from one plane to the next: an odd number of cache lines, so that the same pixel of many
         planes does not fall into the same set of the cache."""
-        floats = (self.height + 2 * self.pad[0]) * self.row + self.pad[1]
+        top, bottom, _, right = self.padding
+        floats = (self.height + top + bottom) * self.row + right
         return (-(-floats // 16) | 1) * 16
 
     @property
@@ -142,8 +145,9 @@ class Planes:
 
     @property
     def output(self) -> tuple[int, int]:
-        height = self.height + 2 * self.pad[0] - self.kernel[0] + 1
-        return height, self.width + 2 * self.pad[1] - self.kernel[1] + 1
+        """Height and width of the result."""
+        top, bottom, left, right = self.padding
+        return self.height + top + bottom - self.kernel[0] + 1, self.width + left + right - self.kernel[1] + 1
 
     def offsets(self) -> Tensor:
         """Where the input of each column of the weight lies, in floats."""
@@ -155,8 +159,9 @@ class Planes:
         """The activations as PyTorch has them -> the padded planes in one piece of memory."""
         image = x.reshape(-1, self.channels).t() if x.dim() < 4 else x[0]
         image = image.reshape(self.channels, self.height, self.width)
-        rows = F.pad(image, (self.pad[1], 0, self.pad[0], self.pad[0])).flatten(1)
-        overrun = 16 * 16  # a whole last tile, and never less than the pad that ends a plane
+        top, bottom, left, _ = self.padding
+        rows = F.pad(image, (left, self.row - self.width - left, top, bottom)).flatten(1)
+        overrun = 16 * 16  # the whole of a last tile
         return F.pad(F.pad(rows, (0, self.size - rows.shape[1])).flatten(), (0, overrun + self.size))
 
 

@@ -142,7 +142,7 @@ def progress(row: Row) -> str:
     line = f"{row.case}: {ours.times.median * 1e3:.2f} ms, {row.over_eager:.2f} x eager"
     if row.best_dense and row.case.rivals:
         line += f", {row.over_best_dense:.2f} x {row.best_dense[0]}"
-    return f"{line}, {row.verdict}"
+    return f"{line}, {row.verdict}{', noisy' * row.is_noisy}"
 
 
 def load(path: Path) -> dict[Case, Row]:

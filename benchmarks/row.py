@@ -32,6 +32,8 @@ TOLERANCE = 1e-4
 """The error above which an output is wrong, and its time means nothing."""
 NEVER_SLOWER = 0.97
 """Of the speed of eager, that every compiled model must reach."""
+NOISY = 0.3
+"""Interquartile range over median, above which something else must have run on the machine."""
 OURS = "sparsecomp"
 
 
@@ -106,6 +108,12 @@ class Row:
         if self.over_eager is None:
             return "WRONG"
         return "ok" if self.over_eager >= NEVER_SLOWER else "SLOWER"
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether the ratio to eager had better be measured again."""
+        timed = [self.outcomes[name].times for name in ("eager", OURS) if name in self.outcomes]
+        return any(times.iqr > NOISY * times.median for times in timed if times)
 
     def _median(self, name: str) -> float | None:
         outcome = self.outcomes.get(name)

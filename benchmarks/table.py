@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rivals import DENSE_RIVALS
-from benchmarks.row import NEVER_SLOWER, OURS, TOLERANCE, Row
+from benchmarks.row import NEVER_SLOWER, NOISY, OURS, TOLERANCE, Row
 
 CONTESTANTS = (*DENSE_RIVALS, "eager", OURS)
 HEADER = (
@@ -22,7 +22,7 @@ LEGEND = (
     "Milliseconds: median (interquartile range) of alternating rounds. Dense weights: "
     f"{'; '.join(DENSE_RIVALS)}. The pruned ones: eager; {OURS}. Over: times as fast, by medians; none where "
     f"an output is off by more than {TOLERANCE:g}. Verdict: ok at {NEVER_SLOWER} of the speed of eager or "
-    "more. Peak: fp32 multiply-add GFLOP/s of one core, measured with the row."
+    f"more; noisy where an interquartile range is above {NOISY} of its median. Peak: fp32 multiply-add GFLOP/s of one core, measured with the row."
 )
 
 
@@ -111,7 +111,7 @@ def _line(row: Row, failures: list[str]) -> list[str]:
         _ratio(row.over_best_dense),
         _ratio(row.over_eager),
         f"{ours.error:.0e}" if ours and ours.error is not None else "",
-        row.verdict,
+        f"{row.verdict}, noisy" if row.is_noisy else row.verdict,
         f"{row.machine.fma_peak:.0f}" if row.machine.fma_peak else "?",
     ]
 

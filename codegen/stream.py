@@ -95,7 +95,7 @@ def _shared_stream(
     packed: PackedRows, layer: Layer, table: Tensor, schedule: Schedule
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert layer.groups == 1
-    passes = packed.values.split(schedule.columns, dim=1)
+    passes = torch.split(packed.values, schedule.columns, dim=1)
     data = torch.cat([values.flatten() for values in passes])
     work = torch.full((packed.groups,), len(packed.columns))
     return table[0, packed.columns.long()], data, work
@@ -119,7 +119,7 @@ def read_stream(stream: Stream) -> Tensor:
         columns = _columns_of(stream.index, table[0])
         kept, width = len(columns), stream.schedule.columns
         sizes = [min(width, kept - start) * stream.groups * rows for start in range(0, kept, width)]
-        passes = [part.reshape(stream.groups, -1, rows) for part in stream.data.split(sizes)]
+        passes = [part.reshape(stream.groups, -1, rows) for part in torch.split(stream.data, sizes)]
         values = torch.cat(passes, dim=1) if passes else stream.data.reshape(stream.groups, 0, rows)
         pointers = torch.tensor([0, kept], dtype=torch.int32)
         return unpack(PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers))

@@ -105,7 +105,8 @@ def _match_conv(graph: fx.GraphModule, node: fx.Node) -> Found:
     if len(node.args[0].meta["val"].shape) != dimensions + 2:  # type: ignore[union-attr]
         return "the input has no batch dimension"
     defaults: list[Any] = [None, 1, 0, 1, 1]
-    _, stride, padding, dilation, groups = [*node.args[2:], *defaults[len(node.args) - 2 :]]
+    settings: list[Any] = [*node.args[2:], *defaults[len(node.args) - 2 :]]
+    _, stride, padding, dilation, groups = settings
     sides = _sides(padding, weight.value.shape[2:], dilation)
     if sides is None:
         return f"padding {padding!r} is not the same on both sides"

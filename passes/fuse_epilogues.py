@@ -29,8 +29,8 @@ def _batch_norm(graph: fx.GraphModule, primitive: fx.Node, reader: fx.Node) -> E
     weight, bias, mean, variance = constants
     if mean is None or variance is None or any(user.args[1] != 0 for user in reader.users):
         return None
-    epsilon = reader.args[6]
-    scale = (variance.double() + epsilon).rsqrt()  # type: ignore[operator]
+    epsilon: Any = reader.args[6]
+    scale = torch.rsqrt(variance.double() + epsilon)
     if weight is not None:
         scale = scale * weight.double()
     shift = -mean.double() * scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import networkx as nx
 from torch import fx
@@ -116,8 +116,8 @@ def _activations(node: fx.Node) -> list[fx.Node]:
 
 def _operands(node: fx.Node, kind: str) -> list[fx.Node]:
     steps = [step for step in split_steps(str(node.args[EPILOGUE])) if STEPS[step] != "none"]
-    operands = list(node.args[OPERANDS])  # type: ignore[arg-type]
-    return [operand for step, operand in zip(steps, operands, strict=True) if STEPS[step] == kind]  # type: ignore[misc]
+    operands: list[Any] = list(node.args[OPERANDS])  # type: ignore[arg-type]
+    return [operand for step, operand in zip(steps, operands, strict=True) if STEPS[step] == kind]
 
 
 # Outlining ----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _body(graph: fx.GraphModule, program: Program, members: list[fx.Node]) -> Bo
         SectionOp(
             node.name,
             program.layers[node.name],
-            node.args[0].name,  # type: ignore[union-attr]
+            _activations(node)[0].name,
             node.name,
             str(node.args[EPILOGUE]),
             tuple(operand.name for operand in _operands(node, "tensor")),
@@ -173,9 +173,9 @@ def _call(graph: fx.Graph, members: list[fx.Node], body: Body, name: str) -> Non
         for position, site in enumerate(body.section.outputs):
             result = graph.call_function(operator.getitem, (call, position))
             result.meta["val"] = nodes[site].meta["val"]
-            nodes[site].replace_all_uses_with(
-                result, delete_user_cb=lambda user: user not in members and user is not result
-            )
+            for user in list(nodes[site].users):
+                if user not in members and user is not result:
+                    user.replace_input_with(nodes[site], result)
     for node in reversed(members):
         graph.erase_node(node)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -67,8 +67,8 @@ def _rewrite(
     graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], block: int, shared: bool
 ) -> None:
     x, bias = activation(node), _bias(node)
-    weight = (*packed, block, shared, list(layer.weight_shape))
-    epilogue = ("bias", [bias]) if bias is not None else ("", [])
+    weight: tuple[Any, ...] = (*packed, block, shared, list(layer.weight_shape))
+    epilogue: tuple[Any, ...] = ("bias", [bias]) if bias is not None else ("", [])
     if layer.op == "linear":
         node.target, node.args, node.kwargs = ROWS_LINEAR, (x, *weight, *epilogue), {}
         return

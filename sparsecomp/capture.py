@@ -7,7 +7,6 @@ import inspect
 import io
 import logging
 import re
-import sys
 import sysconfig
 import traceback
 import warnings
@@ -114,8 +113,8 @@ class Capture:
     out_spec: pytree.TreeSpec
     out_constants: Mapping[int, object]
     """Leaves of the output that are not results of the graph, by position (None, numbers, strings)."""
-    batch: frozenset[str] = frozenset()
-    """Sizes of dimension 0 for which the graph was run at 1, all together, and was right."""
+    singles: frozenset[frozenset[str]] = frozenset()
+    """Sets of sizes that may be 1 together, though tracing took them for 2 or more: the graph was right there."""
     note: str = ""
     """What the user should know: why fewer shapes are covered than could be expected."""
 
@@ -132,7 +131,11 @@ class Capture:
         return None
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        """The tensors of the call, as the graph takes them. InputError when the call has another structure."""
+        """The tensors of the call, as the graph takes them.
+
+        Raises:
+            InputError: the call has another structure.
+        """
         try:
             leaves = self._leaves(args, kwargs)
         except _RefusedError as refused:
@@ -171,11 +174,12 @@ class Capture:
                 other = f"{places[size]}, which is {sizes[size]}"
                 raise _RefusedError(f"{place} is {value}, but must equal {other}")
             places.setdefault(size, place)
-        single = all(sizes[size] == 1 for size in self.batch)
+        singles = frozenset(size for size, value in sizes.items() if value == 1)
         for size, value in sizes.items():
             low, high = self.ranges[size]
-            if not (low <= value <= (high or value) or (value == 1 and single and size in self.batch)):
-                span = f"from {low} to {high}" if high else f"{low} or more"
+            single = value == 1 and low == 2 and singles in self.singles
+            if not (single or low <= value <= (high or value)):
+                span = f"{low} to {high}" if high else f"{low} or more"
                 raise _RefusedError(f"{places[size]} is {value}, but the graph holds for {span}")
         for size, value, place in derived:
             if eval(_code(size), {}, sizes) != value:
@@ -232,15 +236,16 @@ def capture(
     """Trace `model(*args, **kwargs)` for inference into a graph, and say which other calls it covers.
 
     Dimension 0 of every tensor is a batch of any size unless `dynamic_shapes`, in the form that
-    `torch.export.export` takes, says otherwise; where the model does not allow that, fewer sizes are
-    covered and `note` says why. The model runs once on the example to compare the graph with it, and is
-    left as it was. An ExportedProgram is taken as it is; it needs no example.
+    `torch.export.export` takes, says otherwise; where the model does not allow that, fewer sizes are covered
+    and `note` says why. The model runs on the example, and on the first item of its batch, to compare the
+    graph with it. An ExportedProgram is taken as it is; it needs no example.
 
-    Raises InputError when the example or `dynamic_shapes` does not fit the model, CaptureError when there is
-    no graph to be had (control flow on the values of tensors, in-place changes of inputs or buffers, ...).
+    Raises:
+        InputError: the example or `dynamic_shapes` does not fit the model.
+        CaptureError: there is no graph to be had, because of control flow on the values of tensors, changes
+            of inputs or buffers in place, or anything else that torch.export refuses.
     """
     with _quiet(), torch.inference_mode(False), torch.no_grad():
-        _let_caches_pass()
         if isinstance(model, ExportedProgram):
             return _from_program(model)
         call = _Call(model, inspect.signature(model.forward), tuple(args), dict(kwargs or {}))
@@ -281,10 +286,11 @@ def _first_that_works(call: _Call, wanted: list[Shapes]) -> Capture:
             failure = error
             continue
         return replace(found, note=_note(found, None if shapes else failure) if len(wanted) > 1 else "")
+    by_value = isinstance(failure, GuardOnDataDependentSymNode)
+    advice = "Choose with torch.where instead" if by_value else "Change what torch.export cannot trace there"
     raise CaptureError(
         f"The graph of {type(call.model).__name__} could not be captured: {_reason(failure)}{_place(failure)}. "
-        "Compile the submodules around that code, or change it: torch.where, for one, chooses by the values of "
-        "tensors."
+        f"{advice}, or compile the submodules around it."
     ) from failure
 
 
@@ -382,7 +388,7 @@ def _export(call: _Call, shapes: Shapes) -> _Traced:
         args, kwargs = in_spec.unflatten(
             [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         )
-        results, out_spec = pytree.tree_flatten(call.model(*args, **kwargs))
+        results, out_spec = pytree.tree_flatten(_opened(call.model(*args, **kwargs)))
         constants = {i: result for i, result in enumerate(results) if not isinstance(result, TRACED)}
         return tuple(result for result in results if isinstance(result, TRACED))
 
@@ -390,7 +396,7 @@ def _export(call: _Call, shapes: Shapes) -> _Traced:
     program = torch.export.export(
         _Flat(call.model, run).eval(),
         tuple(map(_widened, tensors, dims)),
-        dynamic_shapes={"tensors": tuple(dims)},
+        dynamic_shapes={"tensors": tuple(dims)} if any(dims) else None,
         strict=False,
     ).run_decompositions({})
     for constant in constants.values():
@@ -403,6 +409,35 @@ def _export(call: _Call, shapes: Shapes) -> _Traced:
     rest = iter(_user_inputs(program))
     inputs = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return _Traced(program, in_spec, inputs, out_spec, constants, prefix="model.")
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """A DynamicCache among outputs. transformers' own registration with pytree raises for some caches."""
+
+    cache: Any
+
+
+def _opened(output: Any) -> Any:
+    """`output` with its caches as containers; unflattening the result makes caches again."""
+
+    def opened(leaf: Any) -> Any:
+        kind = type(leaf)
+        plain = (kind.__module__, kind.__name__) == ("transformers.cache_utils", "DynamicCache")
+        plain = plain and {type(layer).__name__ for layer in getattr(leaf, "layers", ())} == {"DynamicLayer"}
+        return _Cache(leaf) if plain else leaf
+
+    return pytree.tree_map(opened, output)
+
+
+pytree.register_pytree_node(
+    _Cache,
+    lambda opened: (
+        [t for layer in opened.cache.layers for t in (layer.keys, layer.values)],
+        type(opened.cache),
+    ),
+    lambda tensors, kind: kind(list(zip(*[iter(tensors)] * 2, strict=True))),
+)
 
 
 def _widened(tensor: Tensor, dims: Any) -> Tensor:
@@ -582,40 +617,37 @@ def _guards(inputs: Iterable[fx.Node]) -> tuple[str, ...]:
 
 
 def _verified(call: _Call, found: Capture) -> Capture:
-    """`found`, after its graph gave the results of the model; at batch 1 if it does there.
+    """`found`, after its graph gave the model's results for the call, and for batches of 1 if it does there.
 
-    torch.export traces for "2 or more" and guards nothing against 1. _RefusedError when results differ.
+    torch.export traces for sizes of 2 or more and guards nothing against 1. _RefusedError when results differ.
     """
-    first = (leaf.shape[0] for leaf in found.leaves if isinstance(leaf, TensorInput) and leaf.shape)
-    free = {size for size in first if isinstance(size, str) and size.isidentifier()}
-    batch = frozenset(size for size in free if found.ranges[size][0] <= 2)
-    if batch:
-        single = replace(found, batch=batch)
-        try:
-            covered = single.refuses(call.args, call.kwargs) is None
-            if covered and _difference(_at_batch_one(call, single), single) is None:
-                return single
-        except CaptureError:
-            raise
-        except Exception:  # noqa: BLE001, S110 - a model may need 2 or more, and then so may its graph
-            pass
+    sizes = {size: value for size, value, _ in found._dynamic_sizes(found._leaves(call.args, call.kwargs))}
+    own = frozenset(size for size, value in sizes.items() if value == 1 and size in found.ranges)
+    found = replace(found, singles=frozenset({own}))
+    if found.refuses(call.args, call.kwargs):
+        raise _RefusedError("a size of 1 is treated apart from larger ones")
     if reason := _difference(call, found):
         raise _RefusedError(reason)
-    return found
+    first = {leaf.shape[0] for leaf in found.leaves if isinstance(leaf, TensorInput) and leaf.shape}
+    single = own.union(size for size, (low, _) in found.ranges.items() if low == 2 and size in first)
+    if single == own:
+        return found
+    wider = replace(found, singles=frozenset({own, single}))
+    try:
+        return found if _difference(_reduced(call, wider, single), wider) else wider
+    except Exception:  # noqa: BLE001 - a model may need 2 or more, and then so may its graph
+        return found
 
 
-def _at_batch_one(call: _Call, found: Capture) -> _Call:
-    """The first item of the batch of every input that has one."""
+def _reduced(call: _Call, found: Capture, single: frozenset[str]) -> _Call:
+    """The call cut to 1 in these sizes."""
     leaves = found._leaves(call.args, call.kwargs)
-    sizes = {size: value for size, value, _ in found._dynamic_sizes(leaves) if size.isidentifier()}
-    sizes |= dict.fromkeys(found.batch, 1)
+    sizes = {size: value for size, value, _ in found._dynamic_sizes(leaves)} | dict.fromkeys(single, 1)
     items: dict[int, Tensor] = {}
     for template, leaf in zip(found.leaves, leaves, strict=True):
         if isinstance(template, TensorInput):
-            shape = [
-                size if isinstance(size, int) else eval(_code(size), {}, sizes) for size in template.shape
-            ]
-            items[id(leaf)] = leaf[tuple(slice(size) for size in shape)]
+            shape = [n if isinstance(n, int) else eval(_code(n), {}, sizes) for n in template.shape]
+            items[id(leaf)] = leaf[tuple(slice(n) for n in shape)]
     args, kwargs = pytree.tree_map(lambda leaf: items.get(id(leaf), leaf), (call.args, call.kwargs))
     return replace(call, args=args, kwargs=kwargs)
 
@@ -626,7 +658,7 @@ def _difference(call: _Call, found: Capture) -> str | None:
         return reason
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (call.args, call.kwargs))
     before = pytree.tree_leaves((args, kwargs))
-    expected = pytree.tree_leaves(_seeded(lambda: call.model(*args, **kwargs)))
+    expected = pytree.tree_leaves(_opened(_seeded(lambda: call.model(*args, **kwargs))))
     after = pytree.tree_leaves((args, kwargs))
     if not _identical(before, after):
         raise CaptureError(
@@ -634,7 +666,7 @@ def _difference(call: _Call, found: Capture) -> str | None:
             "Let it return a new one, or compile the submodules that do not change it."
         )
     results = _seeded(lambda: found.graph(*found.flatten(args, kwargs)))
-    actual = pytree.tree_leaves(found.unflatten(results))
+    actual = pytree.tree_leaves(_opened(found.unflatten(results)))
     if len(actual) != len(expected) or not all(map(_same, actual, expected)):
         return "the graph's results differ from the model's on the example"
     return None
@@ -705,10 +737,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _let_caches_pass() -> None:
-    """Where transformers is loaded, torch may look into its DynamicCache, which models return unasked."""
-    module = sys.modules.get("transformers.integrations.executorch")
-    if register := getattr(module, "register_dynamic_cache_export_support", None):
-        register()

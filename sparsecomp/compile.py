@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, fx
@@ -148,6 +149,5 @@ def _measure_regions(
     for name, body in program.regions.items():
         watch.item(name)
         inputs = [torch.randn(shape) for shape in body.section.input_shapes]
-        runner = runners[name]
-        seconds[name] = cost.region(lambda runner=runner, inputs=inputs: runner.run(inputs))
+        seconds[name] = cost.region(partial(runners[name].run, inputs))
     return seconds

@@ -47,22 +47,37 @@ class SparseModule(nn.Module):
     else, `config` or `generate` say, is the model's own. A call whose shapes no graph covers compiles another
     one on the same weights; one that cannot be captured runs layer by layer.
 
-    report: what was found, chosen and gained.
     """
+
+    _options: Options
+    _dynamic_shapes: Any
+    _compiler: Compiler
+    _skeleton: Skeleton
+    _variants: list[Variant]
+    _uncapturable: set[Any]
+    """Kinds of calls (structure and dtypes) whose capture failed."""
+    _eager: nn.Module
+    """The model with its converted layers swapped."""
+    _unswapped: set[str]
+    """Converted parameters of layers that are no modules of their own."""
+    _report: Report | None
+    _lock: threading.RLock
 
     def __init__(self, model: nn.Module, options: Options, dynamic_shapes: Any = None) -> None:
         super().__init__()
-        state = self.__dict__  # not nn.Module's: these are no parameters and no submodules of this one
-        state["_options"] = options
-        state["_dynamic_shapes"] = dynamic_shapes
-        state["_compiler"] = Compiler(options)
-        state["_skeleton"] = Skeleton(model)
-        state["_eager"] = None
-        state["_variants"] = []
-        state["_uncapturable"] = set()
-        state["_report"] = None
-        state["_lock"] = threading.RLock()
+        self._options = options
+        self._dynamic_shapes = dynamic_shapes
+        self._compiler = Compiler(options)
+        self._skeleton = Skeleton(model)
+        self._variants, self._uncapturable, self._unswapped = [], set(), set()
+        self._eager = self._skeleton.module
+        self._report = None
+        self._lock = threading.RLock()
         super().train(False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Nothing set here is a parameter or a submodule of this module."""
+        self.__dict__[name] = value
 
     # Compiling -------------------------------------------------------------------------------------------
 
@@ -161,7 +176,7 @@ class SparseModule(nn.Module):
             for stream, how in compiler.streams.entries()
         }
         swapped = swap_layers(module, swaps)
-        self.__dict__["_unswapped"] = compiler.streams.names - swapped
+        self._unswapped = compiler.streams.names - swapped
         return module
 
     # Calling ---------------------------------------------------------------------------------------------
@@ -181,8 +196,8 @@ class SparseModule(nn.Module):
         for variant in self._variants:
             if variant.capture.refuses(args, kwargs) is None:
                 return variant(args, kwargs)
-        variant = self._further_variant(args, kwargs) if self._variants else None
-        return variant(args, kwargs) if variant else self._run_swapped(args, kwargs)
+        further = self._further_variant(args, kwargs) if self._variants else None
+        return further(args, kwargs) if further else self._run_swapped(args, kwargs)
 
     def _further_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """A graph for shapes not seen before, on the weights there are; None if it cannot be had."""
@@ -243,8 +258,7 @@ class SparseModule(nn.Module):
             options = self._options
             note = "not compiled yet: the graph is captured at the first call"
             return Report(codegen.describe(options.target), options.thread_count(), (), (), {}, notes=(note,))
-        report: Report = self._report
-        return report
+        return self._report
 
     @property
     def graph(self) -> torch.fx.GraphModule | None:
@@ -306,16 +320,12 @@ class SparseModule(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            model = self.__dict__.get("_eager") or self.__dict__["_skeleton"].module
-            try:
-                return getattr(model, name)
-            except AttributeError:
+            model = self.__dict__.get("_eager")
+            if model is None or not hasattr(model, name):
                 raise AttributeError(
                     f"neither SparseModule nor {type(model).__name__} has {name!r}"
                 ) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__[name] = value
+            return getattr(model, name)
 
     def extra_repr(self) -> str:
         return self.report._headline()

@@ -86,13 +86,13 @@ def _fake_linear(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *
 
 @torch.library.register_fake("sparsecomp::rows_conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *rest: object) -> Tensor:
-    _, _, shape, _, _, stride, (top, bottom, left, right), dilation, _ = rest  # type: ignore[misc]
-    pads = (top + bottom, left + right)
+    shape, stride, padding, dilation = (list(rest[i]) for i in (2, 5, 6, 7))  # type: ignore[call-overload]
+    pads = (padding[0] + padding[1], padding[2] + padding[3])
     sizes = [
         (extent + p - d * (k - 1) - 1) // s + 1
-        for extent, p, d, k, s in zip(x.shape[2:], pads, dilation, shape[2:], stride, strict=True)  # type: ignore[call-overload,index]
+        for extent, p, d, k, s in zip(x.shape[2:], pads, dilation, shape[2:], stride, strict=True)
     ]
-    return x.new_empty((x.shape[0], shape[0], *sizes))  # type: ignore[index]
+    return x.new_empty((x.shape[0], shape[0], *sizes))
 
 
 class Runner(Protocol):

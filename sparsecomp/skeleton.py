@@ -31,7 +31,10 @@ class Skeleton:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises InputError if the model cannot be copied."""
+        """
+        Raises:
+            InputError: the model cannot be copied, or has parameters without a shape.
+        """
         for name, parameter in model.named_parameters():
             if is_lazy(parameter):
                 raise InputError(

@@ -125,10 +125,11 @@ def test_rounds_alternate() -> None:
 
 
 LINEAR = Layer("linear", "linear", "w", (24, 100), (2, 37, 100))
-CONV = Layer("conv", "conv2d", "w", (24, 12, 3, 3), (1, 12, 13, 9), padding=(1, 1))
+CONV = Layer("conv", "conv2d", "w", (24, 12, 3, 3), (1, 12, 13, 9), padding=(1, 1, 1, 1))
+UNEVEN = Layer("uneven", "conv2d", "w", (24, 12, 3, 5), (1, 12, 13, 9), padding=(0, 1, 1, 2))
 
 
-@pytest.mark.parametrize("layer", [LINEAR, CONV], ids=lambda layer: str(layer.name))
+@pytest.mark.parametrize("layer", [LINEAR, CONV, UNEVEN], ids=lambda layer: str(layer.name))
 @pytest.mark.parametrize(
     "sample", [Sample("unstructured", 0.8, 1), Sample("4x1", 0.8, 4), Sample("none", 0, 0)]
 )
