@@ -30,6 +30,7 @@ from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
+from sparsecomp.codegen.threads import share_pytorch_threads
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import ROW_BLOCK, Planes, round_up
 from sparsecomp.program import Body
@@ -104,8 +105,10 @@ def compile_region(region: Region, machine: Machine, kernels_only: bool = False)
     table, arena = Table(region, tuple(masks)), plan_arena(region)
     calls = region.rows_calls if kernels_only else region.calls
     module = _Builder(region, table, arena, machine).module(calls)
-    executable = tvm.compile(module, target=machine.tvm_target)
     cross = bool(machine.triple)
+    if not cross:
+        share_pytorch_threads()
+    executable = tvm.compile(module, target=machine.tvm_target)
     return Code(region, table, arena, ArenaPool(arena.size), None if cross else executable[MAIN], executable)
 
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
-from math import inf
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -45,6 +44,10 @@ ARITHMETIC = (
 )
 STDLIB = sysconfig.get_paths()["stdlib"]
 TRACERS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+class _RefusedError(Exception):
+    """A graph is not right for a call; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -223,38 +226,6 @@ def _bound(signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[st
     return bound.arguments
 
 
-class _RefusedError(Exception):
-    """A graph is not right for a call; the text says why."""
-
-
-def capture(
-    model: nn.Module | ExportedProgram,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
-) -> Capture:
-    """Trace `model(*args, **kwargs)` for inference into a graph, and say which other calls it covers.
-
-    Dimension 0 of every tensor is a batch of any size unless `dynamic_shapes`, in the form that
-    `torch.export.export` takes, says otherwise; where the model does not allow that, fewer sizes are covered
-    and `note` says why. The model runs on the example, and on the first item of its batch, to compare the
-    graph with it. An ExportedProgram is taken as it is; it needs no example.
-
-    Raises:
-        InputError: the example or `dynamic_shapes` does not fit the model.
-        CaptureError: there is no graph to be had, because of control flow on the values of tensors, changes
-            of inputs or buffers in place, or anything else that torch.export refuses.
-    """
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
-        if isinstance(model, ExportedProgram):
-            return _from_program(model)
-        call = _Call(model, inspect.signature(model.forward), tuple(args), dict(kwargs or {}))
-        wanted = _wanted_shapes(call, dynamic_shapes)
-        _check_plain(call)
-        with _evaluating(model):
-            return _first_that_works(call, wanted)
-
-
 @dataclass(frozen=True)
 class _Call:
     """The example to trace."""
@@ -270,83 +241,6 @@ class _Slot:
     """Stands for input number `index` of a program while it is sorted by the parameters of `forward`."""
 
     index: int
-
-
-def _first_that_works(call: _Call, wanted: list[Shapes]) -> Capture:
-    failure: Exception | None = None
-    for shapes in wanted:
-        try:
-            found = _verified(call, _read(_export(call, shapes), call.signature))
-        except CaptureError:
-            raise
-        except GuardOnDataDependentSymNode as error:
-            failure = error
-            break  # other shapes would not help
-        except Exception as error:  # noqa: BLE001 - tracing passes on whatever the user's code raises
-            failure = error
-            continue
-        return replace(found, note=_note(found, None if shapes else failure) if len(wanted) > 1 else "")
-    by_value = isinstance(failure, GuardOnDataDependentSymNode)
-    advice = "Choose with torch.where instead" if by_value else "Change what torch.export cannot trace there"
-    raise CaptureError(
-        f"The graph of {type(call.model).__name__} could not be captured: {_reason(failure)}{_place(failure)}. "
-        f"{advice}, or compile the submodules around it."
-    ) from failure
-
-
-def _note(found: Capture, failure: Exception | None) -> str:
-    tensors = (leaf for leaf in found.leaves if isinstance(leaf, TensorInput) and leaf.shape)
-    fixed = [f"'{leaf.name}' ({leaf.shape[0]})" for leaf in tensors if isinstance(leaf.shape[0], int)]
-    why = f": {_reason(failure)}" if failure else ""
-    return f"dimension 0 is fixed for {', '.join(fixed)}{why}" if fixed else ""
-
-
-def _check_plain(call: _Call) -> None:
-    """CaptureError unless the example consists of tensors and constants, in containers that only hold them."""
-    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
-    strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *CONSTANTS))]
-    if strangers or not _identical(leaves, pytree.tree_leaves(spec.unflatten(leaves))):
-        what = strangers[0] if strangers else "container that copies what it holds, a cache perhaps"
-        raise CaptureError(
-            f"{type(call.model).__name__} is called with an object that a graph cannot look into: {what}. Call it "
-            "with tensors and constants in tuples, lists and dicts, or compile its submodules."
-        )
-
-
-def _wanted_shapes(call: _Call, asked: Any) -> list[Shapes]:
-    """What to trace with, best first."""
-    try:
-        values = call.signature.bind(*call.args, **call.kwargs).arguments
-    except TypeError as error:
-        forward = f"{type(call.model).__name__}.forward{call.signature}"
-        raise InputError(f"The example inputs do not fit {forward}: {error}.") from None
-    if asked is None:
-        tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
-        sizes = {tensor.shape[0] for tensor in tensors}
-        every, larger, fixed = (
-            {id(t): {0: Dim.AUTO} for t in tensors if t.shape[0] > n} for n in (0, 1, inf)
-        )
-        # beside larger batches one of size 1 may be meant to broadcast, and then it cannot be doubled
-        return [every, larger, fixed] if 1 in sizes and len(sizes) > 1 else [every, fixed]
-    if isinstance(asked, ShapesCollection):
-        asked = asked.dynamic_shapes(call.model, call.args, call.kwargs)  # type: ignore[no-untyped-call]
-    if not isinstance(asked, Mapping):
-        asked = dict(enumerate(asked)) if len(asked) != len(values) else dict(zip(values, asked, strict=True))
-    if unknown := [name for name in asked if name not in values]:
-        raise InputError(
-            f"dynamic_shapes has {unknown}, but the example inputs are {list(values)}: use their names."
-        )
-    shapes: Shapes = {}
-    for name, dims in asked.items():
-        leaves, spec = pytree.tree_flatten(values[name])
-        try:
-            pairs = zip(leaves, [] if dims is None else spec.flatten_up_to(dims), strict=False)
-        except ValueError as error:
-            raise InputError(
-                f"dynamic_shapes['{name}'] must have the structure of the input: {error}"
-            ) from None
-        shapes |= {id(leaf): dim for leaf, dim in pairs if isinstance(leaf, Tensor) and dim}
-    return [shapes]
 
 
 class _Flat(nn.Module):
@@ -448,25 +342,6 @@ def _widened(tensor: Tensor, dims: Any) -> Tensor:
     return tensor.detach()
 
 
-def _from_program(program: ExportedProgram) -> Capture:
-    assert program.call_spec.in_spec is not None
-    assert program.call_spec.out_spec is not None
-    specs = (program.call_spec.in_spec, program.call_spec.out_spec)
-    try:
-        signature = inspect.signature(program.module().forward)
-        program = program.run_decompositions({})
-        found = _read(_Traced(program, specs[0], _user_inputs(program), specs[1], {}), signature)
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise CaptureError(
-            f"The exported program cannot be used: {_reason(error)}. Hand over the model it was made of instead."
-        ) from error
-    # "2 or more" is how torch.export writes "any size"; the program itself accepts 1 as well
-    ranges = {size: (1 if low == 2 else low, high) for size, (low, high) in found.ranges.items()}
-    return replace(found, ranges=ranges)
-
-
 def _user_inputs(program: ExportedProgram) -> list[Any]:
     """Placeholders of the inputs that are tensors, values of those that are constants."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -490,7 +365,7 @@ def _read(traced: _Traced, signature: inspect.Signature) -> Capture:
                 placeholders[name] = given
             leaves.append(_template(name, given))
     guards = _guards(placeholders.values())
-    _check_known(leaves, guards)
+    known = _known_sizes(leaves, guards)
     results = iter(traced.program.graph.output_node().args[0])
     constants = dict(traced.constants)
     for index in range(traced.out_spec.num_leaves):
@@ -502,7 +377,7 @@ def _read(traced: _Traced, signature: inspect.Signature) -> Capture:
         signature=signature,
         arguments=arguments,
         leaves=tuple(leaves),
-        ranges={str(size): _bounds(span) for size, span in ranges if size.is_Symbol},
+        ranges={str(size): _bounds(span) for size, span in ranges if str(size) in known},
         guards=guards,
         out_spec=traced.out_spec,
         out_constants=constants,
@@ -534,13 +409,14 @@ def _template(name: str, given: Any) -> TensorInput | Constant:
     return TensorInput(name, fake.dtype, fake.device, tuple(_size(size) for size in fake.shape))
 
 
-def _check_known(leaves: Sequence[TensorInput | Constant], guards: Sequence[str]) -> None:
-    """_RefusedError unless all that is said of sizes is said in terms of sizes that an input has."""
+def _known_sizes(leaves: Sequence[TensorInput | Constant], guards: Sequence[str]) -> set[str]:
+    """Expressions among the sizes of inputs. _RefusedError unless each of their sizes is one that an input has."""
     sizes = [size for leaf in leaves if isinstance(leaf, TensorInput) for size in leaf.shape]
-    texts = [size for size in sizes if isinstance(size, str)]
-    for text in (*texts, *guards):
-        if strangers := set(_code(text).co_names) - set(texts):
+    known = {size for size in sizes if isinstance(size, str)}
+    for text in (*known, *guards):
+        if strangers := set(_code(text).co_names) - known:
             raise _RefusedError(f"a size depends on {', '.join(sorted(strangers))}, which no input has")
+    return known
 
 
 def _flat_graph(traced: _Traced, placeholders: Mapping[str, fx.Node]) -> fx.GraphModule:
@@ -616,13 +492,135 @@ def _guards(inputs: Iterable[fx.Node]) -> tuple[str, ...]:
     return tuple(condition for condition in conditions if condition != "True")
 
 
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Capture:
+    """Trace `model(*args, **kwargs)` for inference into a graph, and say which other calls it covers.
+
+    Dimension 0 of every tensor is a batch of any size unless `dynamic_shapes`, in the form that
+    `torch.export.export` takes, says otherwise; where the model does not allow that, fewer sizes are covered
+    and `note` says why. The model runs on the example, and on the first item of its batch, to compare the
+    graph with it. An ExportedProgram is taken as it is; it needs no example.
+
+    Raises:
+        InputError: the example or `dynamic_shapes` does not fit the model.
+        CaptureError: there is no graph to be had, because of control flow on the values of tensors, changes
+            of inputs or buffers in place, or anything else that torch.export refuses.
+    """
+    with _quiet(), torch.inference_mode(False), torch.no_grad():
+        if isinstance(model, ExportedProgram):
+            return _from_program(model)
+        call = _Call(model, inspect.signature(model.forward), tuple(args), dict(kwargs or {}))
+        wanted = _wanted_shapes(call, dynamic_shapes)
+        _check_plain(call)
+        with _evaluating(model):
+            return _first_that_works(call, wanted)
+
+
+def _first_that_works(call: _Call, wanted: list[Shapes]) -> Capture:
+    failure: Exception | None = None
+    for shapes in wanted:
+        try:
+            found = _verified(call, _read(_export(call, shapes), call.signature))
+        except CaptureError:
+            raise
+        except GuardOnDataDependentSymNode as error:
+            failure = error
+            break  # other shapes would not help
+        except Exception as error:  # noqa: BLE001 - tracing passes on whatever the user's code raises
+            failure = error
+            continue
+        return replace(found, note=_note(found, None if shapes else failure) if len(wanted) > 1 else "")
+    by_value = isinstance(failure, GuardOnDataDependentSymNode)
+    advice = "Choose with torch.where instead" if by_value else "Change what torch.export cannot trace there"
+    raise CaptureError(
+        f"The graph of {type(call.model).__name__} could not be captured: {_reason(failure)}{_place(failure)}. "
+        f"{advice}, or compile the submodules around it."
+    ) from failure
+
+
+def _note(found: Capture, failure: Exception | None) -> str:
+    tensors = (leaf for leaf in found.leaves if isinstance(leaf, TensorInput) and leaf.shape)
+    fixed = [f"'{leaf.name}' ({leaf.shape[0]})" for leaf in tensors if isinstance(leaf.shape[0], int)]
+    why = f": {_reason(failure)}" if failure else ""
+    return f"dimension 0 is fixed for {', '.join(fixed)}{why}" if fixed else ""
+
+
+def _check_plain(call: _Call) -> None:
+    """CaptureError unless the example consists of tensors and constants, in containers that only hold them."""
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    strangers = [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *CONSTANTS))]
+    if strangers or not _identical(leaves, pytree.tree_leaves(spec.unflatten(leaves))):
+        what = strangers[0] if strangers else "container that copies what it holds, a cache perhaps"
+        raise CaptureError(
+            f"{type(call.model).__name__} is called with an object that a graph cannot look into: {what}. Call it "
+            "with tensors and constants in tuples, lists and dicts, or compile its submodules."
+        )
+
+
+def _wanted_shapes(call: _Call, asked: Any) -> list[Shapes]:
+    """What to trace with, best first."""
+    try:
+        values = call.signature.bind(*call.args, **call.kwargs).arguments
+    except TypeError as error:
+        forward = f"{type(call.model).__name__}.forward{call.signature}"
+        raise InputError(f"The example inputs do not fit {forward}: {error}.") from None
+    if asked is None:
+        tensors = [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.ndim]
+        sizes = {tensor.shape[0] for tensor in tensors}
+        every, larger = ({id(t): {0: Dim.AUTO} for t in tensors if t.shape[0] >= least} for least in (1, 2))
+        # beside larger batches one of size 1 may be meant to broadcast, and then it cannot be doubled
+        return [every, larger, {}] if 1 in sizes and len(sizes) > 1 else [every, {}]
+    if isinstance(asked, ShapesCollection):
+        asked = asked.dynamic_shapes(call.model, call.args, call.kwargs)  # type: ignore[no-untyped-call]
+    if not isinstance(asked, Mapping):
+        asked = dict(enumerate(asked)) if len(asked) != len(values) else dict(zip(values, asked, strict=True))
+    if unknown := [name for name in asked if name not in values]:
+        raise InputError(
+            f"dynamic_shapes has {unknown}, but the example inputs are {list(values)}: use their names."
+        )
+    shapes: Shapes = {}
+    for name, dims in asked.items():
+        leaves, spec = pytree.tree_flatten(values[name])
+        try:
+            pairs = zip(leaves, [] if dims is None else spec.flatten_up_to(dims), strict=False)
+        except ValueError as error:
+            raise InputError(
+                f"dynamic_shapes['{name}'] must have the structure of the input: {error}"
+            ) from None
+        shapes |= {id(leaf): dim for leaf, dim in pairs if isinstance(leaf, Tensor) and dim}
+    return [shapes]
+
+
+def _from_program(program: ExportedProgram) -> Capture:
+    assert program.call_spec.in_spec is not None
+    assert program.call_spec.out_spec is not None
+    specs = (program.call_spec.in_spec, program.call_spec.out_spec)
+    try:
+        signature = inspect.signature(program.module().forward)
+        program = program.run_decompositions({})
+        found = _read(_Traced(program, specs[0], _user_inputs(program), specs[1], {}), signature)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"The exported program cannot be used: {_reason(error)}. Hand over the model it was made of instead."
+        ) from error
+    # "2 or more" is how torch.export writes "any size"; the program itself accepts 1 as well
+    ranges = {size: (1 if low == 2 else low, high) for size, (low, high) in found.ranges.items()}
+    return replace(found, ranges=ranges)
+
+
 def _verified(call: _Call, found: Capture) -> Capture:
     """`found`, after its graph gave the model's results for the call, and for batches of 1 if it does there.
 
     torch.export traces for sizes of 2 or more and guards nothing against 1. _RefusedError when results differ.
     """
     sizes = {size: value for size, value, _ in found._dynamic_sizes(found._leaves(call.args, call.kwargs))}
-    own = frozenset(size for size, value in sizes.items() if value == 1 and size in found.ranges)
+    own = frozenset(size for size in found.ranges if sizes.get(size) == 1)
     found = replace(found, singles=frozenset({own}))
     if found.refuses(call.args, call.kwargs):
         raise _RefusedError("a size of 1 is treated apart from larger ones")
