@@ -22,7 +22,8 @@ LEGEND = (
     "Milliseconds: median (interquartile range) of alternating rounds. Dense weights: "
     f"{'; '.join(DENSE_RIVALS)}. The pruned ones: eager; {OURS}. Over: times as fast, by medians; none where "
     f"an output is off by more than {TOLERANCE:g}. Verdict: ok at {NEVER_SLOWER} of the speed of eager or "
-    f"more; noisy where an interquartile range is above {NOISY} of its median. Peak: fp32 multiply-add GFLOP/s of one core, measured with the row."
+    f"more; noisy where an interquartile range is above {NOISY} of its median. "
+    "Peak: fp32 multiply-add GFLOP/s of one core, measured with the row."
 )
 
 
