@@ -14,6 +14,7 @@ from torch import Tensor
 from sparsecomp.choice import Choice
 from sparsecomp.passes.choose_kernels import ChooseKernels, Cost
 from sparsecomp.passes.find_layers import FindLayers
+from sparsecomp.passes.fold_constants import FoldConstants
 from sparsecomp.passes.fuse_epilogues import FuseEpilogues
 from sparsecomp.passes.keep_choices import KeepChoices
 from sparsecomp.passes.measure_weights import MeasureWeights
@@ -25,7 +26,7 @@ from sparsecomp.pipeline import Pass
 
 def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pass, ...]:
     """What is found: layers and the structure of their zeros."""
-    return (RemoveCopies(), FindLayers(inputs, skip), MeasureWeights())
+    return (RemoveCopies(), FoldConstants(), FindLayers(inputs, skip), MeasureWeights())
 
 
 def choosing(

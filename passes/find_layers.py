@@ -81,24 +81,24 @@ def _linear(weight: Weight | None) -> Found:
 
 
 def _match_linear(graph: fx.GraphModule, node: fx.Node) -> Found:
-    return _linear(constant_weight(graph, node.args[1]))
+    return _linear(constant_weight(graph, weight_argument(node)))
 
 
 def _match_matmul(graph: fx.GraphModule, node: fx.Node) -> Found:
     """`x @ w` reads the weight in x out, so a layer as PyTorch's linear has it seems transposed."""
-    weight = constant_weight(graph, node.args[1])
+    weight = constant_weight(graph, weight_argument(node))
     return _linear(replace(weight, transposed=not weight.transposed) if weight else None)
 
 
 def _match_addmm(graph: fx.GraphModule, node: fx.Node) -> Found:
     if any(node.kwargs.get(scale, 1) != 1 for scale in ("beta", "alpha")):
         return "addmm scales its operands"
-    weight = constant_weight(graph, node.args[2])
+    weight = constant_weight(graph, weight_argument(node))
     return _linear(replace(weight, transposed=not weight.transposed) if weight else None)
 
 
 def _match_conv(graph: fx.GraphModule, node: fx.Node) -> Found:
-    weight = constant_weight(graph, node.args[1])
+    weight = constant_weight(graph, weight_argument(node))
     if weight is None or weight.transposed:
         return "the weight is computed, not a constant"
     dimensions = weight.value.dim() - 2
@@ -171,6 +171,12 @@ MATCHERS: Mapping[object, Callable[[fx.GraphModule, fx.Node], Found]] = {
     aten.conv2d.padding: _match_conv,
 }
 """Operators that a primitive can stand for. A new one is one function and one line."""
+
+
+def weight_argument(node: fx.Node) -> fx.Node | None:
+    """The argument of an operator of `MATCHERS` in the place of the weight."""
+    found = node.args[2 if node.target is aten.addmm.default else 1]
+    return found if isinstance(found, fx.Node) else None
 
 
 def activation(node: fx.Node) -> fx.Node:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsecomp import codegen
-from sparsecomp.capture import Capture, capture
+from sparsecomp.capture import capture
 from sparsecomp.compile import Compiler, Executable, Options
+from sparsecomp.contract import Capture
 from sparsecomp.errors import CaptureError, InferenceOnlyError, InputError
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.progress import Watch, watching
@@ -97,7 +98,7 @@ class SparseModule(nn.Module):
                 self._compile_graph(model, args, kwargs, expected, watch)
             except CaptureError as error:
                 self._compile_layers(model, args, kwargs, str(error), watch)
-            self._skeleton.hollow(self._compiler.streams.names)
+            self._skeleton.hollow(filter(self._skeleton.holds, self._compiler.streams.names))
             self._skeleton.own()
             self._eager = self._swapped()
 
@@ -176,7 +177,7 @@ class SparseModule(nn.Module):
             for stream, how in compiler.streams.entries()
         }
         swapped = swap_layers(module, swaps)
-        self._unswapped = compiler.streams.names - swapped
+        self._unswapped = set(filter(self._skeleton.holds, compiler.streams.names)) - swapped
         return module
 
     # Calling ---------------------------------------------------------------------------------------------

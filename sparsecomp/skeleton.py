@@ -48,6 +48,16 @@ class Skeleton:
         self._lock = threading.RLock()
         self._depth = 0
 
+    def holds(self, name: str) -> bool:
+        """Whether a module of the tree holds a tensor of this name; a weight computed from others is none."""
+        owner, _, leaf = name.rpartition(".")
+        try:
+            module = self.module.get_submodule(owner)
+        except AttributeError:
+            return False
+        held = {**vars(module), **module._parameters, **module._buffers}
+        return isinstance(held.get(leaf), Tensor)
+
     def hollow(self, names: Iterable[str]) -> None:
         """Give up the data of these parameters, buffers or tensor attributes (`encoder.0.weight`).
 

@@ -16,15 +16,17 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
 
-from sparsecomp.capture import Capture, TensorInput, _opened, capture
+from sparsecomp.capture import capture
+from sparsecomp.contract import Capture, TensorInput
 from sparsecomp.errors import CaptureError, InputError
+from sparsecomp.trace import opened_caches
 
 aten = torch.ops.aten
 Pair = namedtuple("Pair", ["a", "b"])
 
 
 def leaves(tree: Any) -> list[Any]:
-    return pytree.tree_leaves(_opened(tree))
+    return pytree.tree_leaves(opened_caches(tree))
 
 
 def covers(captured: Capture, model: Any, *args: Any, **kwargs: Any) -> Any:
