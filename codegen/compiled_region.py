@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -327,18 +328,22 @@ class LoweredRegion:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
-        inputs = [x.detach().contiguous() for x in inputs]
         outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
+        with self.prepared(inputs, outputs) as call:
+            call()
+        return outputs
+
+    @contextmanager
+    def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+        """The call with all its pointers set, to make once or, when timing, many times."""
+        inputs = [x.detach().contiguous() for x in inputs]
         extent = math.prod(self._leading(inputs))
-        if extent == 0:
-            return outputs
         threads = min(self.threads(), SHARES)
         table = self._table.copy()
         table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
         with self.code.pool.lend(threads) as arena:
             table[-1] = arena.data_ptr()
-            self.code.run(ctypes.c_void_p(table.ctypes.data), extent, threads)
-        return outputs
+            yield partial(self.code.run, ctypes.c_void_p(table.ctypes.data), extent, threads)
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         leading = self._leading(inputs)

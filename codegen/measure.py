@@ -124,7 +124,8 @@ class Meter:
         code = compile_region(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
         x = layer.example()
-        return seconds_of(lambda: lowered.run([x]))
+        with lowered.prepared([x], [torch.empty(layer.output_shape)]) as call:
+            return seconds_of(call)
 
     def conversion(self, layer: Layer) -> float:
         """Seconds to bring the layer's output to PyTorch's layout and back: by size, from one measurement."""

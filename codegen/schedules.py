@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.geometry import TILE, Geometry, Planes
+from sparsecomp.geometry import TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
@@ -18,24 +20,25 @@ def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Mac
     found = []
     for target, fraction in _preferences(pattern, machine):
         vectors = _fitted(target, geometry, machine)
-        found.append(Schedule(vectors, _pass(layer, vectors, fraction, machine), _ahead(pattern)))
+        found.append(Schedule(vectors, _pass(layer, geometry, vectors, fraction, machine), _ahead(pattern)))
     return list(dict.fromkeys(found))
 
 
 def _preferences(pattern: RowBlocks, machine: Machine) -> list[tuple[int, float]]:
-    """(vectors per row, share of the L1 cache that a pass may fill; 0 for a single pass)."""
+    """(vectors per row, share of the L1 cache that X may fill in a pass; 0 for a single pass)."""
     sums = machine.accumulators
     if pattern.shared:
         return [(max(1, (sums - sums // 8) // pattern.rows), 8.0), (max(1, sums // 2 // pattern.rows), 8.0)]
     match pattern.rows:
         case 1:
             # One load of X per multiply-add: X must come from L1.
-            wide = min(8, sums // 2) if machine.registers == 32 else 6
-            return [(wide, 1.0), (wide, 2.0), (max(1, wide // 2), 1.0), (wide, 0.0)]
+            wide = 8 if machine.registers == 32 else 6
+            return [(wide, 1.0), (wide, 2.0), (wide, 0.5), (min(16, sums // 2 + 2), 1.0), (wide // 2, 1.0)]
         case 2:
             return [(min(8, sums // 3), 2.0), (min(8, sums // 3), 0.0), (max(1, sums // 6), 2.0)]
         case _:
-            return [(max(1, sums * 4 // 5 // pattern.rows), 0.0), (max(1, sums // 2 // pattern.rows), 0.0)]
+            most, half = max(1, sums * 4 // 5 // pattern.rows), max(1, sums // 2 // pattern.rows)
+            return [(most, 0.0), (half, 0.0), (most, 1.0), (max(1, half * 2 // 3), 1.0)]
 
 
 def _fitted(target: int, geometry: Geometry, machine: Machine) -> int:
@@ -50,13 +53,25 @@ def _fitted(target: int, geometry: Geometry, machine: Machine) -> int:
     return -(-total // chunks)
 
 
-def _pass(layer: Layer, vectors: int, fraction: float, machine: Machine) -> int:
-    """Columns of the weight whose rows of X fill that share of L1; the taps of a convolution share a row."""
+def _pass(layer: Layer, geometry: Geometry, vectors: int, fraction: float, machine: Machine) -> int:
+    """Columns of the weight whose X, for one chunk of vectors, fills that share of L1."""
     if not fraction:
         return layer.columns
     taps = max(1, layer.columns // layer.weight_shape[1])
-    rows = int(fraction * machine.l1_bytes / (vectors * machine.lanes * FLOAT))
-    return max(16, min(layer.columns, rows * taps))
+    floats = vectors * machine.lanes
+    if isinstance(geometry, Planes) and taps > 1:
+        floats = _reach(layer, geometry, floats)
+    channels = int(fraction * machine.l1_bytes / (floats * FLOAT))
+    return max(16, min(layer.columns, channels * taps))
+
+
+def _reach(layer: Layer, geometry: Planes, floats: int) -> int:
+    """Floats of one input channel that the taps of a kernel read for `floats` columns of output."""
+    starts = sorted(set(offsets(layer, geometry)[0, : layer.columns // layer.weight_shape[1]].tolist()))
+    total = floats
+    for before, start in pairwise(starts):
+        total += min(floats, start - before)
+    return total
 
 
 def _ahead(pattern: RowBlocks) -> int:

@@ -76,7 +76,7 @@ def _evaluate(graph: fx.GraphModule, node: fx.Node) -> Tensor:
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     with torch.no_grad():
-        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator,arg-type,misc]
+        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
     return result.detach().contiguous()
 
 

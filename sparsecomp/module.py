@@ -19,6 +19,7 @@ from sparsecomp.errors import CaptureError, InferenceOnlyError, InputError
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
+from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
 
@@ -37,8 +38,9 @@ class Variant:
     capture: Capture
     executable: Executable
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.capture.unflatten(self.executable.graph(*self.capture.flatten(args, kwargs)))
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Of the graph's input tensors, in order."""
+        return self.capture.unflatten(self.executable.graph(*inputs))
 
 
 class SparseModule(nn.Module):
@@ -55,6 +57,7 @@ class SparseModule(nn.Module):
     _compiler: Compiler
     _skeleton: Skeleton
     _variants: list[Variant]
+    _routes: Routes[Variant]
     _uncapturable: set[Any]
     """Kinds of calls (structure and dtypes) whose capture failed."""
     _eager: nn.Module
@@ -71,6 +74,7 @@ class SparseModule(nn.Module):
         self._compiler = Compiler(options)
         self._skeleton = Skeleton(model)
         self._variants, self._uncapturable, self._unswapped = [], set(), set()
+        self._routes = Routes()
         self._eager = self._skeleton.module
         self._report = None
         self._lock = threading.RLock()
@@ -118,8 +122,10 @@ class SparseModule(nn.Module):
             )
             return
         watch.stage("comparing with the model")
-        error = relative_error(variant(args, kwargs), expected)
-        eager, compiled = alternating_seconds(lambda: model(*args, **kwargs), lambda: variant(args, kwargs))
+        self._variants.append(variant)
+        self._report = report
+        error = relative_error(self(*args, **kwargs), expected)
+        eager, compiled = alternating_seconds(lambda: model(*args, **kwargs), lambda: self(*args, **kwargs))
         report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
         if error > TOLERANCE:
             self._give_up(report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model")
@@ -127,7 +133,6 @@ class SparseModule(nn.Module):
             times = f"{compiled * 1e3:.2f} ms against {eager * 1e3:.2f}"
             self._give_up(report, f"as a whole the compiled model is slower, {times}: PyTorch runs it")
         else:
-            self._variants.append(variant)
             self._report = report
 
     def _compile_layers(
@@ -143,6 +148,8 @@ class SparseModule(nn.Module):
     def _give_up(self, report: Report, note: str) -> None:
         self._compiler.settled = {}
         self._compiler.streams.keep(set())
+        self._variants.clear()
+        self._routes.clear()
         layers = tuple(
             replace(
                 layer,
@@ -183,8 +190,10 @@ class SparseModule(nn.Module):
     # Calling ---------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._run(args, kwargs)
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        wants_gradient = any(tensor.requires_grad for tensor in tensors)
         if wants_gradient:
             args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
         with torch.no_grad():
@@ -194,20 +203,30 @@ class SparseModule(nn.Module):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._report is None:
             self.compile_for(args, kwargs)
-        for variant in self._variants:
-            if variant.capture.refuses(args, kwargs) is None:
-                return variant(args, kwargs)
-        further = self._further_variant(args, kwargs) if self._variants else None
-        return further(args, kwargs) if further else self._run_swapped(args, kwargs)
+        if not self._variants:
+            return self._run_swapped(args, kwargs)
+        known = self._routes.find(args, kwargs)
+        if known is not None:
+            return known[0].run(known[1])
+        variant = self._covering(args, kwargs) or self._further_variant(args, kwargs)
+        if variant is None:
+            return self._run_swapped(args, kwargs)
+        inputs = variant.capture.flatten(args, kwargs)
+        self._routes.learn(args, kwargs, variant, inputs)
+        return variant.run(inputs)
+
+    def _covering(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
+        covering = (v for v in list(self._variants) if v.capture.refuses(args, kwargs) is None)
+        return next(covering, None)
 
     def _further_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant | None:
         """A graph for shapes not seen before, on the weights there are; None if it cannot be had."""
         leaves, structure = pytree.tree_flatten((args, kwargs))
         kind = (structure, tuple(leaf.dtype if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
         with self._lock:
-            for variant in self._variants:
-                if variant.capture.refuses(args, kwargs) is None:
-                    return variant  # another thread was first
+            covering = self._covering(args, kwargs)
+            if covering is not None:
+                return covering  # another thread was first
             if kind in self._uncapturable or _empty(leaves):
                 return None
             if len(self._variants) == MAX_VARIANTS:
@@ -233,7 +252,7 @@ class SparseModule(nn.Module):
         if dense:
             raise CaptureError(f"for these inputs {dense[0]!r} would be needed dense")
         variant = Variant(captured, executable)
-        error = relative_error(variant(args, kwargs), expected)
+        error = relative_error(variant.run(captured.flatten(args, kwargs)), expected)
         if error > TOLERANCE:
             raise CaptureError(f"the graph's outputs differ by {error:.1e} of the largest")
         self._note(f"compiled once more: {refused}")
