@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import platformdirs
@@ -18,6 +20,15 @@ from sparsecomp.layer import Layer
 FORMAT = 1
 DENSITY_STEP = 0.02
 """Weights of one shape whose densities round to the same step share a measurement."""
+
+
+@cache
+def generator() -> str:
+    """Names the state of this package's code: what another state measured may not hold for it."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cache_folder() -> Path:
@@ -34,7 +45,7 @@ def key_of(machine: Machine, threads: int, layer: Layer, pattern: str, density: 
         f"groups {anonymous.groups}",
         f"{pattern} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}",
         f"{machine.cpu} {machine.triple} threads {threads}",
-        f"torch {torch.__version__} tvm {tvm.__version__} format {FORMAT}",
+        f"torch {torch.__version__} tvm {tvm.__version__} generator {generator()}",
     )
     return "; ".join(fields)
 

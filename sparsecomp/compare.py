@@ -1,0 +1,38 @@
+"""How far outputs are from those they should equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def relative_error(actual: Any, expected: Any) -> float:
+    """max|y - y0| / max|y0|, the largest over corresponding tensors; inf where they do not correspond.
+
+    Non-finite values must agree exactly; tensors of integers must be equal.
+    """
+    left, left_structure = pytree.tree_flatten(actual)
+    right, right_structure = pytree.tree_flatten(expected)
+    if left_structure != right_structure:
+        return float("inf")
+    return max((_tensor_error(y, y0) for y, y0 in zip(left, right, strict=True)), default=0.0)
+
+
+def _tensor_error(y: Any, y0: Any) -> float:
+    if not isinstance(y0, Tensor):
+        return 0.0
+    if not isinstance(y, Tensor) or y.shape != y0.shape or y.dtype != y0.dtype:
+        return float("inf")
+    if not y0.is_floating_point() or y0.numel() == 0:
+        return 0.0 if torch.equal(y, y0) else float("inf")
+    finite = y0.isfinite()
+    if not torch.equal(finite, y.isfinite()) or not torch.equal(
+        y[~finite].nan_to_num(), y0[~finite].nan_to_num()
+    ):
+        return float("inf")
+    largest = y0[finite].abs().max().item() if finite.any() else 0.0
+    difference = (y[finite] - y0[finite]).abs().max().item() if finite.any() else 0.0
+    return difference / largest if largest else difference
