@@ -33,6 +33,7 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
 from sparsecomp.codegen.threads import share_pytorch_threads
 from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, Planes, round_up
 from sparsecomp.program import Body
 from sparsecomp.region import Border, Call, Enter, Exit, Region, Rows, Split
@@ -336,6 +337,8 @@ class LoweredRegion:
     @contextmanager
     def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         """The call with all its pointers set, to make once or, when timing, many times."""
+        if any(x.dtype != torch.float32 for x in inputs):
+            raise LoweringError(f"a region takes float32, not {', '.join(str(x.dtype) for x in inputs)}")
         inputs = [x.detach().contiguous() for x in inputs]
         extent = math.prod(self._leading(inputs))
         threads = min(self.threads(), SHARES)

@@ -111,6 +111,7 @@ class Compiler:
             threads = self.options.thread_count
             runners[name] = codegen.lower(body, self.options.target, self.streams, threads)
             REGIONS[name] = runners[name]
+        rewritten.graph.meta["regions"] = runners  # the graph calls them by name: it keeps them alive
         nbytes = {name: self.streams.nbytes_of(name) for name in self.streams.names}
         executable = Executable(
             Program(

@@ -124,9 +124,10 @@ class SparseModule(nn.Module):
             return
         watch.stage("comparing with the model")
         self._variants.append(variant)
-        self._report = report
-        error = relative_error(self(*args, **kwargs), expected)
-        eager, compiled = alternating_seconds(lambda: model(*args, **kwargs), lambda: self(*args, **kwargs))
+        error = relative_error(self._dispatch(args, kwargs), expected)
+        eager, compiled = alternating_seconds(
+            lambda: model(*args, **kwargs), lambda: self._dispatch(args, kwargs)
+        )
         report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
         if error > TOLERANCE:
             self._give_up(report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model")
@@ -204,6 +205,11 @@ class SparseModule(nn.Module):
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._report is None:
             self.compile_for(args, kwargs)
+        return self._dispatch(args, kwargs)
+
+    def _dispatch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            return self._run_dense(args, kwargs)  # what runs in which type is PyTorch's to say
         if not self._variants:
             return self._run_swapped(args, kwargs)
         known = self._routes.find(args, kwargs)
@@ -261,8 +267,9 @@ class SparseModule(nn.Module):
 
     def _run_swapped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Layer by layer; weights of layers that are no modules of their own are unpacked for the call."""
-        if not self._unswapped:
-            return self._eager(*args, **kwargs)
+        return self._run_dense(args, kwargs) if self._unswapped else self._eager(*args, **kwargs)
+
+    def _run_dense(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._skeleton.filled(self._compiler.streams.weight) as model:
             return model(*args, **kwargs)
 

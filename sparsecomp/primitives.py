@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecomp import epilogue as epilogues
+from sparsecomp.errors import LoweringError
 from sparsecomp.layer import padded_conv2d
 from sparsecomp.pattern import PackedRows, RowBlocks, unpack
 
@@ -112,7 +113,16 @@ _LIBRARY.define("region(Tensor[] inputs, str name) -> Tensor[]")
 
 
 def _region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
-    return REGIONS[name].run(inputs)
+    return _runner(name).run(inputs)
+
+
+def _runner(name: str) -> Runner:
+    runner = REGIONS.get(name)
+    if runner is None:
+        raise LoweringError(
+            f"{name!r} belongs to a compiled module that is gone: keep it while its graph runs."
+        )
+    return runner
 
 
 _LIBRARY.impl("region", _region, "CPU")
@@ -120,7 +130,7 @@ _LIBRARY.impl("region", _region, "CPU")
 
 @torch.library.register_fake("sparsecomp::region")
 def _fake_region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
-    return [inputs[0].new_empty(shape) for shape in REGIONS[name].shapes(inputs)]
+    return [inputs[0].new_empty(shape) for shape in _runner(name).shapes(inputs)]
 
 
 ROWS_LINEAR = torch.ops.sparsecomp.rows_linear.default

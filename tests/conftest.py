@@ -32,7 +32,9 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
             path.write_text(text)
             return
         if not path.exists():
-            pytest.fail(f"no golden file {path}: look at this text, then run pytest --update-golden\n\n{text}")
+            pytest.fail(
+                f"no golden file {path}: look at this text, then run pytest --update-golden\n\n{text}"
+            )
         assert text == path.read_text(), f"{path} differs; if the new text is right, pytest --update-golden"
 
     return check

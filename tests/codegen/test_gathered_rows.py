@@ -91,7 +91,10 @@ def conv_on(draw: st.DrawFn, shape: Shape, rows: int | None) -> Layer:
 
     channels, height, width = shape[1:]
     flat = height == 1 and draw(st.booleans())
-    (kh, sh, dh, top, bottom), (kw, sw, dw, left, right) = (1, 1, 1, 0, 0) if flat else axis(height), axis(width)
+    (kh, sh, dh, top, bottom), (kw, sw, dw, left, right) = (
+        (1, 1, 1, 0, 0) if flat else axis(height),
+        axis(width),
+    )
     divisors = [n for n in range(1, channels + 1) if channels % n == 0 and (rows or n) % n == 0]
     groups = draw(st.sampled_from([1, *divisors]))
     outputs = rows or groups * draw(st.integers(1, 9))
