@@ -50,7 +50,7 @@ def machine_of(target: Target) -> Machine:
     known = codegen.llvm_get_cpu_archlist(resolved)
     if cpu not in [str(name) for name in known]:
         raise InputError(
-            f"target {target}: LLVM knows no CPU named {cpu!r}. Use Target.here(), or one of: "
+            f"target {target}: LLVM knows no CPU named {cpu!r}. Use target='cpu' for this machine, or one of: "
             + ", ".join(sorted(str(name) for name in known)[:40])
             + ", ..."
         )

@@ -147,7 +147,8 @@ def _body(graph: fx.GraphModule, program: Program, members: list[fx.Node]) -> Bo
         {node.name: _packed(graph, node, program.layers[node.name], program) for node in members},
         {
             node.name: tuple(
-                attribute(graph, str(operand.target)).detach() for operand in _operands(node, "vector")
+                attribute(graph, str(operand.target)).detach().clone()
+                for operand in _operands(node, "vector")
             )
             for node in members
         },

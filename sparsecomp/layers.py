@@ -29,11 +29,20 @@ IMAGE_SIZES = 2
 
 
 def leaf_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are one layer, by the path of their weight. Subclasses may do more, and are left alone."""
-    seen = set()
-    for name, module in model.named_modules():
-        if _is_layer(module) and id(module) not in seen:
-            seen.add(id(module))
+    """Modules that are one layer, by the path of their weight.
+
+    Subclasses may do more, and are left alone; so are layers whose weight another module holds as well, an
+    embedding say, which needs it dense.
+    """
+    modules = list(model.named_modules())
+    elsewhere = {
+        id(parameter)
+        for _, module in modules
+        if not _is_layer(module)
+        for parameter in module.parameters(recurse=False)
+    }
+    for name, module in modules:
+        if _is_layer(module) and id(module.weight) not in elsewhere:
             yield name, module
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -63,6 +64,7 @@ class SparseModule(nn.Module):
     """Kinds of calls (structure and dtypes) whose capture failed."""
     _eager: nn.Module
     """The model with its converted layers swapped."""
+    _first: torch.utils.hooks.RemovableHandle
     _unswapped: set[str]
     """Converted parameters of layers that are no modules of their own."""
     _report: Report | None
@@ -76,7 +78,8 @@ class SparseModule(nn.Module):
         self._skeleton = Skeleton(model)
         self._variants, self._uncapturable, self._unswapped = [], set(), set()
         self._routes = Routes()
-        self._eager = self._skeleton.module
+        self._eager = self._skeleton.copy()
+        self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
         self._report = None
         self._lock = threading.RLock()
         super().train(False)
@@ -96,16 +99,21 @@ class SparseModule(nn.Module):
         with self._lock, watching(self._options.verbose) as watch, torch.no_grad():
             if self._report is not None:
                 return  # another thread was first
+            self._first.remove()
             model = self._skeleton.module
             watch.stage("running the model")
-            expected = _run_eager(model, args, kwargs)
+            expected = _run_eager(model, *_copied(args, kwargs))
             try:
-                self._compile_graph(model, args, kwargs, expected, watch)
+                self._compile_graph(model, *_copied(args, kwargs), expected, watch)
             except CaptureError as error:
-                self._compile_layers(model, args, kwargs, str(error), watch)
+                self._compile_layers(model, *_copied(args, kwargs), str(error), watch)
             self._skeleton.hollow(filter(self._skeleton.holds, self._compiler.streams.names))
             self._skeleton.own()
-            self._eager = self._swapped()
+            self._swap(expected, *_copied(args, kwargs))
+
+    def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the first call that reaches the eager model by a method of its own, `generate` say."""
+        self.compile_for(args, kwargs)
 
     def _compile_graph(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any, watch: Watch
@@ -175,19 +183,32 @@ class SparseModule(nn.Module):
             notes,
         )
 
-    def _swapped(self) -> nn.Module:
-        """The model with its converted layers swapped one by one; itself where there are none."""
+    def _swap(self, expected: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Swap converted layers in the eager model, one by one, and see that it still gives the same.
+
+        It does not where other code of the model reads the weight of a layer; such a model runs dense.
+        """
         compiler, options = self._compiler, self._options
-        module = self._skeleton.copy()
         swaps = {
             stream.layer.weight: Swap(
                 stream.layer, how, compiler.streams, options.target, options.thread_count
             )
             for stream, how in compiler.streams.entries()
         }
-        swapped = swap_layers(module, swaps)
+        swapped = swap_layers(self._eager, swaps)
         self._unswapped = set(filter(self._skeleton.holds, compiler.streams.names)) - swapped
-        return module
+        if not swaps or self._unswapped:
+            return
+        error = relative_error(self._eager(*args, **kwargs), expected)
+        if error > TOLERANCE and self._variants:
+            self._unswapped = swapped
+        elif error > TOLERANCE:
+            self._skeleton.refill(compiler.streams.weight)
+            self._eager = self._skeleton.module
+            assert self._report is not None
+            self._give_up(
+                self._report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model"
+            )
 
     # Calling ---------------------------------------------------------------------------------------------
 
@@ -252,7 +273,8 @@ class SparseModule(nn.Module):
         streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
         with self._skeleton.filled(streams.weight) as model, watching(self._options.verbose) as watch:
-            expected = _run_eager(model, args, kwargs)
+            expected = _run_eager(model, *_copied(args, kwargs))
+            args, kwargs = _copied(args, kwargs)
             captured = capture(model, args, kwargs, self._dynamic_shapes)
             executable = self._compiler.compile(captured.graph, tuple(captured.flatten(args, kwargs)), watch)
         dense = [name for name in streams.names if _reads(executable, name)]
@@ -263,7 +285,18 @@ class SparseModule(nn.Module):
         if error > TOLERANCE:
             raise CaptureError(f"the graph's outputs differ by {error:.1e} of the largest")
         self._note(f"compiled once more: {refused}")
+        self._recount()
         return variant
+
+    def _recount(self) -> None:
+        """The report's bytes, after weights were packed again for another image size."""
+        streams = self._compiler.streams
+        if self._report is not None:
+            layers = tuple(
+                replace(layer, nbytes=streams.nbytes_of(layer.layer.weight) or layer.nbytes)
+                for layer in self._report.layers
+            )
+            self._report = replace(self._report, layers=layers)
 
     def _run_swapped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Layer by layer; weights of layers that are no modules of their own are unpacked for the call."""
@@ -303,9 +336,20 @@ class SparseModule(nn.Module):
             expected = model(*args, **kwargs)
         return relative_error(self(*args, **kwargs), expected)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore[override]
         """The original model's state, dense."""
-        return self._skeleton.state_dict(self._compiler.streams.weight)
+        state = self._skeleton.state_dict(self._compiler.streams.weight)
+        if destination is None:
+            return state
+        destination.update({prefix + name: value for name, value in state.items()})
+        return destination
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The original model's, to ask for names, shapes and types; converted weights hold no values here."""
+        return self._skeleton.module.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        return self._skeleton.module.named_buffers(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise InferenceOnlyError(
@@ -333,7 +377,15 @@ class SparseModule(nn.Module):
             "move or convert the model, then compile it."
         )
 
-    def _apply(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
+        """What `float()`, `cpu()`, `half()` and the like do to each tensor: nothing, or what cannot be done."""
+        probe = torch.zeros(1)
+        try:
+            made = fn(probe)
+        except (AssertionError, RuntimeError):  # a device that is not here
+            made = probe.to("meta")
+        if (made.device, made.dtype) == (probe.device, probe.dtype):
+            return self
         raise InferenceOnlyError(
             "a compiled module cannot be moved or converted: do so with the model, then compile it again."
         )
@@ -357,6 +409,16 @@ class SparseModule(nn.Module):
 
     def extra_repr(self) -> str:
         return self.report._headline()
+
+
+def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The call on copies of its arguments: a model may change them, caches say, and a trial must not."""
+    detached = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+    try:
+        copied: Call = copy.deepcopy(detached)
+    except Exception:  # noqa: BLE001  an argument that cannot be copied is left to the model
+        return args, kwargs
+    return copied
 
 
 def _run_eager(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

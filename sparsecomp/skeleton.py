@@ -70,6 +70,13 @@ class Skeleton:
                     self._hollow[name] = tensor
                     _empty(tensor)
 
+    def refill(self, weights: Weights) -> None:
+        """Take back what `hollow` gave up, for good."""
+        with self._lock:
+            for name, tensor in self._hollow.items():
+                _fill(tensor, weights(name).clone())
+            self._hollow.clear()
+
     def own(self) -> None:
         """Copy all data that is still shared with the model. Views stay views, strides stay."""
         with self._lock:

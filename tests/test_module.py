@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from transformers.cache_utils import DynamicCache
 
 from benchmarks.prune import prune
 from sparsecomp import InferenceOnlyError, InputError, SparseModule, compile_sparse
-from sparsecomp.module import MAX_VARIANTS, TOLERANCE, relative_error
+from sparsecomp.compare import relative_error
+from sparsecomp.module import MAX_VARIANTS, TOLERANCE
 from sparsecomp.program import print_graph
 
 FEATURES = 32
@@ -95,7 +97,7 @@ def pruned(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
 
 
 def compiled_of(model: nn.Module, *args: Any, target: str = "reference", **kwargs: Any) -> SparseModule:
-    """Compiled on this call; the target "reference" converts every sparse layer and measures nothing."""
+    """Compiled on this call, every layer converted; the target "reference" measures nothing."""
     return compile_sparse(model, args, kwargs, target=target, min_speedup=0.0)
 
 
@@ -198,7 +200,7 @@ def test_another_image_size(target: str) -> None:
     for size in ((12, 12), (12, 20), (9, 7)):
         assert error(compiled, model, torch.randn(2, 3, *size)) < TOLERANCE
     assert "dimension 3 of input 'x' was 12, is 20" in notes_of(compiled)
-    assert compiled.report.totals["converted_layers"] == 2
+    assert compiled.report.totals["converted_layers"] == 3
 
 
 def test_the_report_counts_weights_packed_again_for_another_image_size() -> None:
@@ -310,9 +312,10 @@ def test_generate_by_sampling_and_by_kernels() -> None:
     assert torch.equal(generated(compiled, do_sample=True, top_k=5), expected)
 
 
-def test_a_cache_of_keys_and_values_goes_in_and_out() -> None:
+@pytest.mark.parametrize("compiled_yet", [True, False])
+def test_a_cache_of_keys_and_values_goes_in_and_out(compiled_yet: bool) -> None:
     model = tiny_gpt2(use_cache=True)
-    compiled = compiled_of(model, PROMPT)
+    compiled = compile_sparse(model, (PROMPT,) if compiled_yet else None, target="reference", min_speedup=0.0)
     caches = [DynamicCache(), DynamicCache()]
     for ids in (PROMPT, torch.tensor([[7]]), torch.tensor([[11, 12]])):
         with torch.no_grad():
@@ -337,6 +340,41 @@ def test_the_cache_of_a_call_can_be_used_in_the_next() -> None:
         second = compiled(step, past_key_values=first.past_key_values)
         second0 = model(step, past_key_values=first0.past_key_values)
     assert relative_error(second.logits, second0.logits) < TOLERANCE
+
+
+# Inputs that change ------------------------------------------------------------------------------------------
+
+
+class Counting(nn.Module):
+    """Changes its input, as a cache would be: each call must do so once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, 24)
+
+    def forward(self, x: Tensor, seen: list[Tensor] | None = None) -> Tensor:
+        x += 1
+        if seen is not None:
+            seen.append(x)
+        y: Tensor = self.layer(x)
+        return y
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("compiled_yet", [True, False])
+def test_an_input_that_the_model_changes_is_changed_once(compiled_yet: bool, listed: bool) -> None:
+    model = pruned(Counting())
+    example = torch.zeros(2, FEATURES)
+    compiled = compile_sparse(
+        model, (example,) if compiled_yet else None, target="reference", min_speedup=0.0
+    )
+    assert not example.any()
+    x, x0 = torch.zeros(2, FEATURES), torch.zeros(2, FEATURES)
+    seen: list[Tensor] = []
+    actual = compiled(x, seen) if listed else compiled(x)
+    assert relative_error(actual, model(x0)) < TOLERANCE
+    assert torch.equal(x, x0)
+    assert len(seen) == listed
 
 
 # A drop-in ---------------------------------------------------------------------------------------------------
@@ -364,6 +402,19 @@ def test_a_parameter_of_the_model_can_be_asked_for_its_device_and_dtype(tokens: 
     assert names == [name for name, _ in tokens.named_parameters()]
     first = next(compiled.parameters())
     assert (first.device, first.dtype) == (torch.device("cpu"), torch.float32)
+
+
+def test_as_a_part_of_another_model(tokens: nn.Module, x: Tensor) -> None:
+    """What cannot be captured as a whole is compiled in parts."""
+    whole = nn.Sequential(tokens, nn.Linear(FEATURES, 4)).eval()
+    expected, state = whole(x), whole.state_dict()
+    whole[0] = compiled_of(tokens, x)
+    assert torch.allclose(whole.eval().to("cpu").float()(x), expected, atol=1e-5)
+    found = whole.state_dict()
+    assert list(found) == list(state)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    with pytest.raises(InferenceOnlyError):
+        whole.train()
 
 
 @pytest.mark.parametrize("target", ["reference", "cpu"])
@@ -406,7 +457,12 @@ def test_verify_compares_with_the_original(tokens: nn.Module, x: Tensor) -> None
             parameter.zero_()  # the compiled module has its own
     assert 0.0 <= compiled.verify(x) < TOLERANCE
     assert compiled.verify(x=torch.randn(3, 4, FEATURES)) < TOLERANCE
-    assert compile_sparse(tokens, target="reference").verify(x) < TOLERANCE
+
+
+def test_verify_compiles_what_is_not_compiled_yet(tokens: nn.Module, x: Tensor) -> None:
+    compiled = compile_sparse(tokens, target="reference", min_speedup=0.0)
+    assert compiled.verify(x) < TOLERANCE
+    assert compiled.report.rung == "whole graph"
 
 
 def test_verify_sees_a_wrong_kernel(tokens: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +486,6 @@ def test_verify_sees_a_wrong_kernel(tokens: nn.Module, x: Tensor, monkeypatch: p
         (torch.ones(2, dtype=torch.long), torch.ones(2, dtype=torch.long), 0.0),
         (torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), float("inf")),
         ((torch.ones(1), 0), (torch.ones(1), 0), 0.0),
-        ((torch.ones(1), 0), (torch.ones(1), 1), float("inf")),
         ((torch.ones(1),), [torch.ones(1)], float("inf")),
         ({"a": torch.ones(1)}, {"b": torch.ones(1)}, float("inf")),
         (torch.empty(0, 3), torch.empty(0, 3), 0.0),
@@ -483,7 +538,6 @@ ALLOWED: dict[str, Callable[[SparseModule], object]] = {
     "float": lambda module: module.float(),
     "cpu": lambda module: module.cpu(),
     "requires_grad_(False)": lambda module: module.requires_grad_(False),
-    "zero_grad": lambda module: module.zero_grad() or module,
 }
 
 
@@ -517,14 +571,13 @@ def test_inference_mode(tokens: nn.Module, x: Tensor) -> None:
 # Apart from the original -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("target", ["reference", "cpu"])
 @pytest.mark.parametrize("kind", [Tokens, Branching, Images])
-@pytest.mark.parametrize("sparsity", [0.0, 0.9])
-def test_later_edits_of_the_model_are_not_seen(kind: type[nn.Module], sparsity: float) -> None:
+def test_later_edits_of_the_model_are_not_seen(kind: type[nn.Module], target: str) -> None:
     x = torch.randn(2, 3, 9, 9) if kind is Images else torch.randn(2, FEATURES)
-    model = kind().eval()
-    prune(model, "unstructured", sparsity)
+    model = pruned(kind())
     original = copy.deepcopy(model)
-    compiled = compiled_of(model, x)
+    compiled = compile_sparse(model, (x,), target=target, min_speedup=0.0, skip=["outer", "last", "first"])
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
@@ -574,7 +627,7 @@ def test_no_dense_copy_of_a_converted_weight_is_left(kind: type[nn.Module], targ
 def test_resident_memory_shows_no_dense_copy() -> None:
     """200 MB of weights, at 95 %: what is left after deleting the model is far less than one dense copy."""
     script = """
-        import gc, psutil, torch
+        import gc, psutil, torch  # large blocks go back to the system at once: see the environment
         from torch import nn
         from sparsecomp import compile_sparse
 
@@ -600,12 +653,28 @@ def test_resident_memory_shows_no_dense_copy() -> None:
         print(dense, resident() - start, compiled.report.totals["bytes"] / 2**20)
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     dense, left, packed = map(float, done.stdout.split())
     assert dense > 190
     assert packed < 0.24 * 200
-    assert left < packed + 60
+    assert left < packed + 20
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_weights_are_held_packed_once(target: str) -> None:
+    """The canonical form, which the graph held, is dropped when its stream is made."""
+    model = pruned(nn.Sequential(nn.Linear(300, 200, bias=False)))
+    compiled = compiled_of(model, torch.randn(2, 300), target=target)
+    values = int((model[0].weight != 0).sum())  # type: ignore[index]
+    del model
+    gc.collect()
+    found = (t for t in gc.get_objects() if type(t) is Tensor and t.dim() and t.numel() >= values // 2)
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found if t.numel() < 9e4
+    }
+    assert sum(storages.values()) < 1.5 * weight_bytes(compiled)
 
 
 # Inputs ------------------------------------------------------------------------------------------------------
@@ -668,15 +737,12 @@ def test_a_call_that_does_not_fit_is_said(tokens: nn.Module, x: Tensor, wrong: t
     assert error(compiled, tokens, x) < TOLERANCE
 
 
-def test_tensors_without_data_give_tensors_without_data_or_an_error(tokens: nn.Module, x: Tensor) -> None:
+def test_tensors_without_data_are_refused(tokens: nn.Module, x: Tensor) -> None:
     compiled = compiled_of(tokens, x)
-    try:
-        expected: Any = tokens(x.to("meta"))
-    except Exception:
-        with pytest.raises(InputError, match="cannot be run"):
-            compiled(x.to("meta"))
-    else:
-        assert compiled(x.to("meta")).shape == expected.shape
+    with pytest.raises(RuntimeError, match="meta"):
+        tokens(x.to("meta"))
+    with pytest.raises(InputError, match=r"cannot be run on these inputs.*meta"):
+        compiled(x.to("meta"))
     assert error(compiled, tokens, x) < TOLERANCE
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,7 +49,7 @@ def test_columns_rise_and_none_is_stored_in_vain(matrix: Tensor, pattern: RowBlo
     assert pointers == sorted(pointers)
     assert pointers[0] == 0
     assert pointers[-1] == len(packed.columns)
-    for begin, end in zip(pointers, pointers[1:], strict=False):
+    for begin, end in itertools.pairwise(pointers):
         columns = packed.columns[begin:end].tolist()
         assert columns == sorted(set(columns))
     entries = packed.values.movedim(0, 1).flatten(1) if pattern.shared else packed.values

@@ -221,6 +221,12 @@ class _Emitter:
                     y = T.bind(y + load(next(operands), row * next(planes) + column, lanes))
                 case "multiply":
                     y = T.bind(y * load(next(operands), row * next(planes) + column, lanes))
+                case _ if step in HEAVY_STEPS:
+                    # Through a register: TVM's simplifier writes an expression out at each of its uses.
+                    register = Accumulators(2, lanes)
+                    register[0] = y
+                    register[1] = VECTOR_FORMS[step](register[0], lanes)
+                    y = register[1]
                 case _:
                     y = VECTOR_FORMS[step](T.bind(y), lanes)
         return y

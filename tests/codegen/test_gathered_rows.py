@@ -191,7 +191,8 @@ def lowered(
 def random_matrix(layer: Layer, density: float) -> Tensor:
     """Of outputs about as large as the inputs."""
     kept = torch.rand(layer.rows, layer.columns) < density
-    return torch.randn(kept.shape) * kept / (layer.columns * max(density, 0.1)) ** 0.5
+    scale: float = (layer.columns * max(density, 0.1)) ** -0.5
+    return torch.randn(kept.shape) * kept * scale
 
 
 def check(case: Case) -> None:
@@ -261,3 +262,83 @@ def test_section_of_convolutions(case: Case) -> None:
 @given(data=st.data())
 def test_five_times_as_many(strategy: st.SearchStrategy[Case], data: st.DataObject) -> None:
     check(data.draw(strategy))
+
+
+# Pitfalls ------------------------------------------------------------------------------------------------
+
+
+def case_of(ops: Sequence[SectionOp], inputs: Sequence[str], outputs: Sequence[str]) -> Case:
+    how = RowsKernelChoice(RowBlocks(1), Schedule(4, 16))
+    section = Section(tuple(inputs), tuple(ops), tuple(outputs))
+    return Case(section, (how,) * len(ops), (1.0,) * len(ops), 0)
+
+
+def conv(rows: int, shape: Shape, kernel: int, padding: int, stride: int = 1) -> Layer:
+    weight = (rows, shape[1], kernel, kernel)
+    return Layer("conv", "conv2d", "w", weight, shape, stride=(stride, stride), padding=(padding,) * 4)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_an_image_of_one_pixel(kernel: int) -> None:
+    """Its loops run once, so everything inlines; with alias metadata LLVM then moved loads before stores."""
+    layer = conv(3, (1, 2, 1, 1), kernel, kernel // 2)
+    check(case_of([SectionOp("s", layer, "x", "y")], ["x"], ["y"]))
+
+
+def test_a_single_weight() -> None:
+    layer = Layer("fc", "linear", "w", (1, 1), (1, 1))
+    check(case_of([SectionOp("s", layer, "x", "y", "bias relu")], ["x"], ["y"]))
+
+
+def test_garbage_does_not_leak_out_of_padding() -> None:
+    """The first convolution has no padding, so between image rows of its output lies whatever the columns
+    between its own rows gave. The second reads there: it must find zeros, even after infinity and NaN."""
+    shape = (2, 4, 9, 9)
+    ops = [
+        SectionOp("a", conv(8, shape, 3, 0), "x", "h", "bias gelu"),
+        SectionOp("b", conv(8, (2, 8, 7, 7), 3, 1), "h", "g", "add multiply", ("h", "h")),
+        SectionOp("c", conv(4, (2, 8, 7, 7), 5, 2), "g", "y"),
+    ]
+    check(case_of(ops, ["x"], ["y", "g"]))
+
+
+def test_garbage_does_not_leak_through_phases() -> None:
+    """An odd image split by a stride of 2: the phases are of different size."""
+    ops = [
+        SectionOp("a", conv(6, (1, 4, 9, 7), 3, 0), "x", "h", "relu"),
+        SectionOp("b", conv(5, (1, 6, 7, 5), 3, 1, stride=2), "h", "y", "add", ("r",)),
+    ]
+    check(case_of(ops, ["x", "r"], ["y"]))
+
+
+def test_one_layout_for_several_batches_and_threads() -> None:
+    """Arenas are kept: one made for few threads is not lent to many, nor do images of another call remain."""
+    layer = conv(8, (1, 4, 6, 6), 3, 1)
+    section = Section(("x",), (SectionOp("s", layer, "x", "y"),), ("y",))
+    matrix, threads = torch.randn(8, 36), [1]
+    how = [RowsKernelChoice(RowBlocks(2), Schedule(2, 9))]
+    run = lowered(section, how, {"s": matrix}, {"s": []}, lambda: threads[0]).run
+    for batch, count in [(1, 1), (5, 2), (0, 2), (2, 3), (1, 4), (7, 1)]:
+        threads[0], x = count, torch.randn(batch, 4, 6, 6)
+        torch.testing.assert_close(run([x])[0], layer.dense(x, matrix))
+
+
+def test_tokens_come_in_any_leading_shape() -> None:
+    layer = Layer("fc", "linear", "w", (6, 10), (3, 10))
+    section = Section(("x",), (SectionOp("s", layer, "x", "y"),), ("y",))
+    matrix, how = torch.randn(6, 10), [RowsKernelChoice(RowBlocks(4, shared=True), Schedule(2, 10))]
+    run = lowered(section, how, {"s": matrix}, {"s": []}, lambda: 2).run
+    for leading in [(), (1,), (127,), (128,), (129,), (2, 200), (3, 1, 5), (0,), (4, 0)]:
+        x = torch.randn(*leading, 10)
+        (y,) = run([x])
+        assert y.shape == (*leading, 6)
+        torch.testing.assert_close(y, x @ matrix.T)
+
+
+def test_inputs_need_not_be_contiguous() -> None:
+    layer = conv(8, (2, 4, 6, 6), 3, 1)
+    section = Section(("x",), (SectionOp("s", layer, "x", "y"),), ("y",))
+    matrix, how = torch.randn(8, 36), [RowsKernelChoice(RowBlocks(8), Schedule(2, 36))]
+    run = lowered(section, how, {"s": matrix}, {"s": []}, lambda: 1).run
+    x = torch.randn(2, 6, 6, 4).permute(0, 3, 1, 2)
+    torch.testing.assert_close(run([x])[0], layer.dense(x, matrix))
