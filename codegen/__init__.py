@@ -70,6 +70,15 @@ def meter(target: Target, threads: int) -> Cost:
     return Meter(target, threads, Timings.on_disk())
 
 
+def check_runs_here(target: Target) -> None:
+    """Raise InputError if code for the target cannot run on this machine."""
+    if target.kind == "reference" or target == Target():
+        return
+    from sparsecomp.codegen.machine import check_host
+
+    check_host(target)
+
+
 def describe(target: Target) -> str:
     """The target as a report names it: "cpu znver4 (16 lanes)"."""
     if target.kind == "reference":

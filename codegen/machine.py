@@ -67,3 +67,35 @@ def machine_of(target: Target) -> Machine:
     else:
         lanes, registers = 4, 16
     return Machine(cpu, target.triple, lanes, registers, tvm_target=resolved)
+
+
+FEATURES = (
+    "avx512f",
+    "avx512vnni",
+    "avx512bf16",
+    "avx512vp2intersect",
+    "avx512fp16",
+    "amx-tile",
+    "avx2",
+    "fma",
+)
+"""Instruction sets that one x86 processor has and another lacks."""
+
+
+def check_host(target: Target) -> None:
+    """Raise InputError if this processor lacks instructions that code for the target may use."""
+    from tvm.target import codegen
+
+    wanted, host = machine_of(target), machine_of(Target())
+    missing = [
+        feature
+        for feature in FEATURES
+        if codegen.target_has_features(feature, wanted.tvm_target)
+        and not codegen.target_has_features(feature, host.tvm_target)
+    ]
+    if target.triple or missing:
+        why = f"it needs {', '.join(missing)}" if missing else f"it is {target.triple}"
+        raise InputError(
+            f"code for target {target} cannot run on this processor ({host.cpu}): {why}. "
+            "compile_sparse measures and runs on this machine: use target='cpu'."
+        )

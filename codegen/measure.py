@@ -121,7 +121,8 @@ class Meter:
     def kernel(self, layer: Layer, stream: Stream) -> float:
         """Seconds of the kernel alone, without conversions, on the example's shape."""
         region = lay_out(single(layer), [RowsKernelChoice(stream.pattern, stream.schedule)], [stream.kept])
-        code = compile_region(region, self.machine, kernels_only=True)
+        # Not through the cache, which would keep the arena of every candidate.
+        code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
         x = layer.example()
         with lowered.prepared([x], [torch.empty(layer.output_shape)]) as call:

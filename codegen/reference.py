@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen.layout import source_geometry
-from sparsecomp.codegen.stream import StreamStore, read_stream
+from sparsecomp.codegen.stream import Stream, StreamStore, read_stream
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, stored_elements
 from sparsecomp.program import Body
@@ -23,19 +24,23 @@ class ReferenceRegion:
     """Runs the body's section, its weights read back from the store."""
 
     def __init__(self, body: Body, streams: StreamStore) -> None:
-        self.body = body
+        self.body = replace(body, packed={})
         geometry = source_geometry(body.section)
-        self.streams = {
+        self._stream_of = {
             op.site: streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
             for op in body.section.ops
         }
+
+    @property
+    def streams(self) -> Sequence[Stream]:
+        return tuple(self._stream_of.values())
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
             return run_section(self.body.section, self._matrix, self.body.vectors, inputs)
 
     def _matrix(self, op: SectionOp) -> Tensor:
-        return read_stream(self.streams[op.site])
+        return read_stream(self._stream_of[op.site])
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         layers = {op.target: op.layer for op in self.body.section.ops}

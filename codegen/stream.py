@@ -6,6 +6,7 @@ count, arena or threads. So every region and every batch shares it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,6 +171,12 @@ class StreamStore:
 
     def nbytes_of(self, name: str) -> int:
         return sum(stream.nbytes for stream in self.of_weight(name))
+
+    def drop(self, streams: Sequence[Stream]) -> None:
+        """Forget these, but the last one of each weight."""
+        for stream in streams:
+            if len(self.of_weight(stream.layer.weight)) > 1:
+                self._streams = {key: kept for key, kept in self._streams.items() if kept is not stream}
 
     def entries(self) -> list[tuple[Stream, RowsKernelChoice]]:
         return [(stream, how) for (_, _, how), stream in self._streams.items()]

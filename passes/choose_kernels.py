@@ -114,7 +114,7 @@ def _seconds(candidate: Candidate) -> float:
 def _won(found: tuple[Candidate, ...], bridge: bool) -> str:
     kernel, dense = best(found), _dense(found)
     assert kernel is not None
-    times = _seconds(dense) / _seconds(kernel)
+    times = _seconds(dense) / max(_seconds(kernel), 1e-12)
     if bridge:
         return f"{times:.2f}x the speed of PyTorch alone, but its neighbours need no conversion then"
     return f"{times:.2f}x the speed of PyTorch"

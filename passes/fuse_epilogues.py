@@ -175,7 +175,7 @@ def _as_node(
     graph.register_buffer(name, operand)
     with graph.graph.inserting_before(reader):
         node = graph.graph.get_attr(name)
-    node.meta["val"] = operand
+    node.meta["val"] = operand.to("meta")
     return node
 
 

@@ -58,7 +58,7 @@ def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.
         graph.register_buffer(f"{site}_{part}", tensor)
         with graph.graph.inserting_before(first):
             node = graph.graph.get_attr(f"{site}_{part}")
-        node.meta["val"] = tensor
+        node.meta["val"] = tensor.to("meta")  # metadata outlives the node: it must not hold the data
         nodes.append(node)
     return tuple(nodes)
 

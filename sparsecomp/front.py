@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from sparsecomp import codegen
 from sparsecomp.capture import capture
 from sparsecomp.compile import Options
 from sparsecomp.errors import CaptureError, InputError
+from sparsecomp.example import copied_call, run_example
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
 from sparsecomp.passes import analysis
@@ -62,7 +66,12 @@ def compile_sparse(
     else:
         module = model
         _check_model(module)
-    options = Options(Target.parse(target), _positive(threads), tuple(skip), float(min_speedup), verbose)
+    options = Options(
+        Target.parse(target), _positive(threads), _names(module, skip), _speedup(min_speedup), verbose
+    )
+    codegen.check_runs_here(options.target)
+    if dynamic_shapes is not None and not isinstance(dynamic_shapes, Mapping | Sequence):
+        raise InputError("dynamic_shapes must be a mapping, tuple or list, as torch.export.export takes it.")
     compiled = SparseModule(module, options, dynamic_shapes)
     if args is not None:
         compiled.compile_for(args, kwargs)
@@ -90,15 +99,18 @@ def analyze(
         _check_model(model)
     notes: tuple[str, ...] = ()
     with torch.no_grad():
+        if isinstance(model, nn.Module):
+            run_example(model, *copied_call(args, kwargs))
         try:
-            captured = capture(model, args, kwargs)
+            captured = capture(model, *copied_call(args, kwargs))
             graph, inputs = captured.graph, tuple(captured.flatten(args, kwargs))
         except CaptureError as error:
             assert isinstance(model, nn.Module)
-            recorded = record_inputs(model, args, kwargs)
+            recorded = record_inputs(model, *copied_call(args, kwargs))
             graph, inputs = layers_graph(model, recorded), tuple(recorded.values())
             notes = (f"the graph was not captured: {error}",)
-        program, steps = run(analysis(inputs, tuple(skip)), Program(graph))
+        names = _names(model, skip) if isinstance(model, nn.Module) else tuple(skip)
+        program, steps = run(analysis(inputs, names), Program(graph))
     layers = layer_reports(program, {})
     return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
 
@@ -109,6 +121,10 @@ def _call(
     """The example call; args is None where there is none."""
     if isinstance(example_inputs, Tensor):
         raise InputError("example_inputs is a tensor: pass a tuple of the model's arguments, (x,).")
+    if example_kwargs is not None and not isinstance(example_kwargs, Mapping):
+        raise InputError(f"example_kwargs must be a mapping of names, not {type(example_kwargs).__name__}.")
+    if example_kwargs is not None and not all(isinstance(name, str) for name in example_kwargs):
+        raise InputError("example_kwargs must be a mapping of names: its keys are no strings.")
     if isinstance(example_inputs, Mapping):
         raise InputError("example_inputs is a mapping: pass keyword arguments as example_kwargs={...}.")
     if example_inputs is not None and not isinstance(example_inputs, Sequence):
@@ -135,14 +151,39 @@ def _check_model(model: object) -> None:
     if training is not None:
         where = f"submodule {training!r} of the model" if training else "the model"
         raise InputError(f"{where} is in training mode: call model.eval() before compiling.")
+    compiled = next(
+        (name for name, module in model.named_modules() if isinstance(module, SparseModule)), None
+    )
+    if compiled is not None:
+        raise InputError(f"submodule {compiled!r} is compiled already: compile the model it was made from.")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if parameter.device.type != "cpu":
+            advice = "give it data" if parameter.device.type == "meta" else "call model.cpu()"
             raise InputError(
-                f"parameter {name!r} is on {parameter.device}, the target is the CPU: call model.cpu() first."
+                f"parameter {name!r} is on {parameter.device}, the target is the CPU: {advice} first."
             )
 
 
 def _positive(threads: int | None) -> int | None:
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads must be a positive number, not {threads!r}.")
     return threads
+
+
+def _speedup(value: object) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise InputError(f"min_speedup must be a number of at least 0, not {value!r}.")
+
+
+def _names(model: nn.Module, skip: object) -> tuple[str, ...]:
+    names = (skip,) if isinstance(skip, str) else skip
+    if not isinstance(names, Sequence | set | frozenset) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"skip must be names of layers or modules, not {skip!r}.")
+    known = {name for name, _ in model.named_modules()}
+    for name in names:
+        if name not in known:
+            close = ", ".join(repr(n) for n in difflib.get_close_matches(name, known, 3))
+            hint = f" Did you mean {close}?" if close else ""
+            raise InputError(f"skip names {name!r}, but the model has no module of that name.{hint}")
+    return tuple(names)

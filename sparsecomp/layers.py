@@ -47,6 +47,8 @@ def leaf_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
+    if getattr(getattr(module, "weight", None), "layout", None) is not torch.strided:
+        return False
     if type(module) in (nn.Conv1d, nn.Conv2d):
         return getattr(module, "padding_mode", "") == "zeros"
     return type(module) is nn.Linear or _is_transposed_linear(module)
@@ -63,13 +65,16 @@ def record_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor):
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs = (*args, *kwargs.values())
+            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
                 found.setdefault(name, inputs[0].detach())
 
         return hook
 
-    handles = [module.register_forward_pre_hook(keep(name)) for name, module in leaf_layers(model)]
+    handles = [
+        module.register_forward_pre_hook(keep(name), with_kwargs=True) for name, module in leaf_layers(model)
+    ]
     try:
         with torch.no_grad():
             model(*args, **kwargs)
@@ -137,19 +142,31 @@ class SwappedForward:
         self._runners: dict[tuple[int, ...], Runner] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, x: Tensor) -> Tensor:
-        layer = self.swap.layer
-        flat = x.unsqueeze(2) if layer.op == "conv1d" and x.dim() == 3 else x
-        if x.dtype != torch.float32 or (layer.op != "linear" and flat.dim() != 4):
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        (x,) = (*args, *kwargs.values())
+        flat = x.unsqueeze(2) if self.swap.layer.op == "conv1d" and x.dim() == 3 else x
+        if not self._fits(flat):
             return self._dense(x)
         (y,) = self._runner(flat).run([flat])
         return y.squeeze(2) if flat is not x else y
 
-    def _dense(self, x: Tensor) -> Tensor:
-        """For what kernels do not take, half precision or an image without a batch: weights are unpacked."""
+    @property
+    def weight(self) -> Tensor:
+        """As the model stores it, unpacked."""
+        return self.swap.streams.weight(self.swap.layer.weight)
+
+    def _fits(self, x: Tensor) -> bool:
         layer = self.swap.layer
-        weight = self.swap.streams.weight(layer.weight).to(x.dtype)
-        bias = self.bias.to(x.dtype) if self.bias is not None else None
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+            return False
+        if layer.op == "linear":
+            return x.dim() > 0 and x.shape[-1] == layer.columns
+        fits = x.dim() == 4 and x.shape[1] == layer.weight_shape[1] * layer.groups
+        return fits and min(replace(layer, input_shape=tuple(x.shape)).output_size) > 0
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """For what kernels do not take, an image without a batch say; what PyTorch refuses, it refuses here."""
+        layer, weight, bias = self.swap.layer, self.weight, self.bias
         if layer.op == "linear":
             return F.linear(x, layer.matrix(weight), bias)
         if layer.op == "conv1d":
@@ -164,7 +181,8 @@ class SwappedForward:
         with self._lock:
             if size not in self._runners:
                 if len(self._runners) == IMAGE_SIZES:
-                    del self._runners[next(iter(self._runners))]
+                    oldest = self._runners.pop(next(iter(self._runners)))
+                    self.swap.streams.drop(oldest.streams)
                 self._runners[size] = self._lower(tuple(x.shape))
             return self._runners[size]
 
@@ -185,5 +203,13 @@ def swap_layers(model: nn.Module, swaps: Mapping[str, Swap]) -> set[str]:
         if swap is not None and swap.layer.transposed == _is_transposed_linear(module):
             bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
             module.forward = SwappedForward(swap, bias)
+            del module._parameters["weight"]
+            module.__class__ = _with_packed_weight(type(module))
             done.add(swap.layer.weight)
     return done
+
+
+def _with_packed_weight(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a swapped layer: its weight is unpacked for whoever reads it."""
+    weight = property(lambda module: nn.Parameter(module.forward.weight, requires_grad=False))
+    return type(kind.__name__, (kind,), {"weight": weight, "__module__": kind.__module__})

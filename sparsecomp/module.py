@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -17,7 +16,8 @@ from sparsecomp.capture import capture
 from sparsecomp.compare import relative_error
 from sparsecomp.compile import Compiler, Executable, Options
 from sparsecomp.contract import Capture
-from sparsecomp.errors import CaptureError, InferenceOnlyError, InputError
+from sparsecomp.errors import CaptureError, InferenceOnlyError, SparsecompError
+from sparsecomp.example import copied_call, run_example
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
@@ -29,8 +29,6 @@ MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 TOLERANCE = 1e-4
 """Largest error, relative to the largest output, at which a compiled graph is accepted."""
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,20 @@ class SparseModule(nn.Module):
             self._first.remove()
             model = self._skeleton.module
             watch.stage("running the model")
-            expected = _run_eager(model, *_copied(args, kwargs))
+            expected = run_example(model, *copied_call(args, kwargs))
             try:
-                self._compile_graph(model, *_copied(args, kwargs), expected, watch)
+                self._compile_graph(model, *copied_call(args, kwargs), expected, watch)
             except CaptureError as error:
-                self._compile_layers(model, *_copied(args, kwargs), str(error), watch)
+                self._compile_layers(model, *copied_call(args, kwargs), str(error), watch)
+            except (RuntimeError, NotImplementedError) as error:  # of an operator that passes cannot run
+                if isinstance(error, SparsecompError):
+                    raise
+                self._compile_layers(
+                    model, *copied_call(args, kwargs), f"{type(error).__name__}: {error}", watch
+                )
             self._skeleton.hollow(filter(self._skeleton.holds, self._compiler.streams.names))
             self._skeleton.own()
-            self._swap(expected, *_copied(args, kwargs))
+            self._swap(expected, *copied_call(args, kwargs))
 
     def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first call that reaches the eager model by a method of its own, `generate` say."""
@@ -273,8 +277,8 @@ class SparseModule(nn.Module):
         streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
         with self._skeleton.filled(streams.weight) as model, watching(self._options.verbose) as watch:
-            expected = _run_eager(model, *_copied(args, kwargs))
-            args, kwargs = _copied(args, kwargs)
+            expected = run_example(model, *copied_call(args, kwargs))
+            args, kwargs = copied_call(args, kwargs)
             captured = capture(model, args, kwargs, self._dynamic_shapes)
             executable = self._compiler.compile(captured.graph, tuple(captured.flatten(args, kwargs)), watch)
         dense = [name for name in streams.names if _reads(executable, name)]
@@ -336,7 +340,7 @@ class SparseModule(nn.Module):
             expected = model(*args, **kwargs)
         return relative_error(self(*args, **kwargs), expected)
 
-    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore[override]
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The original model's state, dense."""
         state = self._skeleton.state_dict(self._compiler.streams.weight)
         if destination is None:
@@ -409,28 +413,6 @@ class SparseModule(nn.Module):
 
     def extra_repr(self) -> str:
         return self.report._headline()
-
-
-def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The call on copies of its arguments: a model may change them, caches say, and a trial must not."""
-    detached = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
-    try:
-        copied: Call = copy.deepcopy(detached)
-    except Exception:  # noqa: BLE001  an argument that cannot be copied is left to the model
-        return args, kwargs
-    return copied
-
-
-def _run_eager(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    try:
-        return model(*args, **kwargs)
-    except Exception as error:
-        shapes = pytree.tree_map_only(Tensor, lambda t: f"{list(t.shape)} {t.dtype}", (list(args), kwargs))
-        raise InputError(
-            f"{type(model).__name__} cannot be run on these inputs: {type(error).__name__}: {error}\n"
-            f"It was called with args={shapes[0]}, kwargs={shapes[1]}. Pass example_inputs=(x, ...) as the "
-            "positional arguments of the model's forward, example_kwargs={...} as its keyword arguments."
-        ) from error
 
 
 def _reads(executable: Executable, weight: str) -> bool:

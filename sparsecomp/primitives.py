@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +98,11 @@ def _fake_conv2d(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *
 
 class Runner(Protocol):
     """What stands behind the name of a region."""
+
+    @property
+    def streams(self) -> Sequence[Any]:
+        """Its packed weights."""
+        ...
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
 

@@ -26,14 +26,14 @@ class Target:
     @staticmethod
     def parse(target: str | Target | None) -> Target:
         """None or "cpu" is this host; "cpu:NAME" another processor of its kind; "reference" plain PyTorch."""
-        if isinstance(target, Target):
-            return target
         if target is None:
             return Target()
-        kind, _, cpu = target.partition(":")
-        if kind not in KINDS:
+        known = isinstance(target, Target | str)
+        kind, _, cpu = target.partition(":") if isinstance(target, str) else ("", "", "")
+        parsed = target if isinstance(target, Target) else Target(kind, cpu or "native")
+        if not known or parsed.kind not in KINDS:
             raise InputError(f"target {target!r} is not known. Use one of {', '.join(KINDS)}, or cpu:NAME.")
-        return Target(kind, cpu or "native")
+        return parsed
 
     def __str__(self) -> str:
         return self.kind if self.cpu == "native" else f"{self.kind}:{self.cpu}"
