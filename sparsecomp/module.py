@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from sparsecomp.capture import capture
 from sparsecomp.compare import relative_error
 from sparsecomp.compile import Compiler, Executable, Options
 from sparsecomp.contract import Capture
-from sparsecomp.errors import CaptureError, InferenceOnlyError, SparsecompError
+from sparsecomp.errors import CaptureError, SparsecompError
 from sparsecomp.example import copied_call, run_example
+from sparsecomp.inference_only import InferenceOnly, without_backward
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
@@ -43,7 +44,7 @@ class Variant:
         return self.capture.unflatten(self.executable.graph(*inputs))
 
 
-class SparseModule(nn.Module):
+class SparseModule(InferenceOnly):
     """Same calls and outputs as the model it was compiled from, for inference only.
 
     It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
@@ -80,7 +81,7 @@ class SparseModule(nn.Module):
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
         self._report = None
         self._lock = threading.RLock()
-        super().train(False)
+        nn.Module.train(self, False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Nothing set here is a parameter or a submodule of this module."""
@@ -225,7 +226,7 @@ class SparseModule(nn.Module):
             args, kwargs = pytree.tree_map_only(Tensor, Tensor.detach, (args, kwargs))
         with torch.no_grad():
             outputs = self._run(args, kwargs)
-        return pytree.tree_map_only(Tensor, _without_backward, outputs) if wants_gradient else outputs
+        return pytree.tree_map_only(Tensor, without_backward, outputs) if wants_gradient else outputs
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._report is None:
@@ -355,51 +356,6 @@ class SparseModule(nn.Module):
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         return self._skeleton.module.named_buffers(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise InferenceOnlyError(
-            "a compiled module takes no new weights: load them into the model and compile it again."
-        )
-
-    def train(self, mode: bool = True) -> SparseModule:
-        if mode:
-            raise InferenceOnlyError(
-                "a compiled module is for inference: train the model it was made from, then compile it again."
-            )
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> SparseModule:
-        if requires_grad:
-            self.train()
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> SparseModule:
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is None or device.type == "cpu") and dtype in (None, torch.float32):
-            return self
-        raise InferenceOnlyError(
-            f"a compiled module stays what it was compiled for, not {device or dtype}: "
-            "move or convert the model, then compile it."
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
-        """What `float()`, `cpu()`, `half()` and the like do to each tensor: nothing, or what cannot be done."""
-        probe = torch.zeros(1)
-        try:
-            made = fn(probe)
-        except (AssertionError, RuntimeError):  # a device that is not here
-            made = probe.to("meta")
-        if (made.device, made.dtype) == (probe.device, probe.dtype):
-            return self
-        raise InferenceOnlyError(
-            "a compiled module cannot be moved or converted: do so with the model, then compile it again."
-        )
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise InferenceOnlyError(
-            "a compiled module cannot be copied or pickled: compile the model again; what was measured is "
-            "remembered, so that takes seconds."
-        )
-
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -421,24 +377,3 @@ def _reads(executable: Executable, weight: str) -> bool:
 
 def _empty(leaves: Sequence[Any]) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.numel() == 0 for leaf in leaves)
-
-
-class _NoBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> NoReturn:
-        raise InferenceOnlyError(
-            "a compiled module has no backward: differentiate the model it was made from."
-        )
-
-
-def _without_backward(y: Tensor) -> Tensor:
-    """The same values; asking for their gradient raises, rather than giving none."""
-    if not y.is_floating_point():
-        return y
-    with torch.enable_grad():
-        result: Tensor = _NoBackward.apply(y.requires_grad_())  # type: ignore[no-untyped-call]
-    return result
