@@ -148,13 +148,14 @@ class StreamStore:
     """The packed weights of one compiled model. Equal requests share one stream."""
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[str, Geometry, RowsKernelChoice], Stream] = {}
+        self._streams: dict[tuple[str, bool, Geometry, RowsKernelChoice], Stream] = {}
+        """By parameter, whether it is read transposed, grid of the input, and kernel."""
 
     def get(
         self, layer: Layer, geometry: Geometry, how: RowsKernelChoice, packed: PackedRows | None
     ) -> Stream:
         """Made of `packed`, or without it of another stream of the same weight."""
-        key = (layer.weight, geometry, how)
+        key = (layer.weight, layer.transposed, geometry, how)
         if key not in self._streams:
             packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
             self._streams[key] = make_stream(packed, layer, geometry, how.schedule)
@@ -162,7 +163,7 @@ class StreamStore:
 
     def of_weight(self, name: str) -> list[Stream]:
         """All streams made of a parameter: one per grid it was needed on."""
-        return [stream for (weight, _, _), stream in self._streams.items() if weight == name]
+        return [stream for (weight, *_), stream in self._streams.items() if weight == name]
 
     def weight(self, name: str) -> Tensor:
         """The parameter as the model stores it, unpacked exactly."""
@@ -179,11 +180,11 @@ class StreamStore:
                 self._streams = {key: kept for key, kept in self._streams.items() if kept is not stream}
 
     def entries(self) -> list[tuple[Stream, RowsKernelChoice]]:
-        return [(stream, how) for (_, _, how), stream in self._streams.items()]
+        return [(stream, how) for (*_, how), stream in self._streams.items()]
 
     @property
     def names(self) -> set[str]:
-        return {weight for weight, _, _ in self._streams}
+        return {weight for weight, *_ in self._streams}
 
     @property
     def nbytes(self) -> int:

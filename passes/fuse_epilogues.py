@@ -102,6 +102,7 @@ def _per_channel(constant: Tensor, y: Tensor, channel: int) -> Tensor | None:
 RULES: Mapping[object, Rule] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.relu.default: _activation("relu"),
+    aten.relu6.default: _activation("relu6"),
     aten.gelu.default: _gelu,
     aten.silu.default: _activation("silu"),
     aten.sigmoid.default: _activation("sigmoid"),

@@ -67,6 +67,9 @@ def _rewrite(
     graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], block: int, shared: bool
 ) -> None:
     x, bias = activation(node), _bias(node)
+    if bias is not None and (bias.op != "get_attr" or tuple(bias.meta["val"].shape) != (layer.rows,)):
+        _add_after(graph, node, layer, bias)
+        bias = None
     weight: tuple[Any, ...] = (*packed, block, shared, list(layer.weight_shape))
     epilogue: tuple[Any, ...] = ("bias", [bias]) if bias is not None else ("", [])
     if layer.op == "linear":
@@ -87,6 +90,19 @@ def _bias(node: fx.Node) -> fx.Node | None:
     else:
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     return bias if isinstance(bias, fx.Node) else None
+
+
+def _add_after(graph: fx.Graph, node: fx.Node, layer: Layer, bias: fx.Node) -> None:
+    """A bias that is computed or broadcast is added by an operator of its own; a convolution's per channel."""
+    if layer.op != "linear":
+        spatial = node.meta["val"].dim() - 2
+        with graph.inserting_before(node):
+            bias = graph.call_function(aten.reshape.default, (bias, [1, -1, *[1] * spatial]))
+        bias.meta["val"] = node.meta["val"].new_empty([1, layer.rows, *[1] * spatial])
+    with graph.inserting_after(node):
+        total = graph.call_function(aten.add.Tensor, (node, bias))
+    total.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(total, delete_user_cb=lambda user: user is not total)
 
 
 def _around_conv1d(graph: fx.Graph, node: fx.Node, x: fx.Node) -> fx.Node:

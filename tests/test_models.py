@@ -1,0 +1,63 @@
+"""The promise on real architectures: outputs of the model, at the compiled batch and at one never seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.prune import prune
+from benchmarks.workloads import WORKLOADS
+from sparsecomp import SparseModule, compile_sparse
+from sparsecomp.compare import relative_error
+
+TOLERANCE = 1e-4
+WEIGHTS = [("none", 0.0), ("unstructured", 0.5), ("unstructured", 0.9), ("4x1", 0.9)]
+
+
+def repeated(inputs: dict[str, object], times: int) -> dict[str, object]:
+    return {n: torch.cat([v] * times) if isinstance(v, Tensor) and v.dim() else v for n, v in inputs.items()}
+
+
+def check(compiled: SparseModule, model: nn.Module, inputs: dict[str, object]) -> None:
+    with torch.no_grad():
+        for call in (inputs, repeated(inputs, 3)):
+            actual, expected = compiled(**call), model(**call)
+            assert type(actual) is type(expected)
+            assert relative_error(actual, expected) < TOLERANCE
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in compiled.state_dict().items())
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), WEIGHTS)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_small_models(name: str, pattern: str, sparsity: float) -> None:
+    """Every layer that has a kernel runs as one, whether it gains or not."""
+    torch.set_num_threads(1)
+    model, inputs = WORKLOADS[name].make(small=True)
+    prune(model, pattern, sparsity)
+    compiled = compile_sparse(model, example_kwargs=inputs, min_speedup=0.0)
+    assert compiled.report.rung == "whole graph"
+    assert len(compiled.report.sparse_layers) > len(compiled.report.layers) // 2
+    check(compiled, model, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pattern", "sparsity"), WEIGHTS)
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_models(name: str, pattern: str, sparsity: float) -> None:
+    """As a user compiles them: what gains is converted."""
+    torch.set_num_threads(1)
+    model, inputs = WORKLOADS[name].make()
+    pruned = prune(model, pattern, sparsity)
+    compiled = compile_sparse(model, example_kwargs=inputs)
+    check(compiled, model, inputs)
+    if sparsity == 0.9:
+        totals = compiled.report.totals
+        assert totals["converted_layers"] >= 0.6 * len(pruned)
+        assert totals["converted_bytes"] <= 0.24 * totals["converted_dense_bytes"] + dense_layers(compiled)
+
+
+def dense_layers(compiled: SparseModule) -> int:
+    """Bytes of converted layers that were not pruned, stems and depthwise convolutions."""
+    return sum(layer.nbytes for layer in compiled.report.sparse_layers if layer.facts.density > 0.5)
