@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,11 @@ TOLERANCE = 1e-4
 WEIGHTS = [("none", 0.0), ("unstructured", 0.5), ("unstructured", 0.9), ("4x1", 0.9)]
 
 
-def repeated(inputs: dict[str, object], times: int) -> dict[str, object]:
+def repeated(inputs: Mapping[str, object], times: int) -> Mapping[str, object]:
     return {n: torch.cat([v] * times) if isinstance(v, Tensor) and v.dim() else v for n, v in inputs.items()}
 
 
-def check(compiled: SparseModule, model: nn.Module, inputs: dict[str, object]) -> None:
+def check(compiled: SparseModule, model: nn.Module, inputs: Mapping[str, object]) -> None:
     with torch.no_grad():
         for call in (inputs, repeated(inputs, 3)):
             actual, expected = compiled(**call), model(**call)

@@ -41,10 +41,9 @@ class Fixed:
         return self.saved
 
 
-def choose(times: Times, **options: float) -> list[tuple[Any, str]]:
+def choose(times: Times, saved: float = 0.0, min_speedup: float = 1.0) -> list[tuple[Any, str]]:
     model = sparse(nn.Sequential(*(nn.Linear(8, 8) for _ in times)))
-    saved = options.pop("saved", 0.0)
-    program = ChooseKernels(Fixed(times, saved), **options)(analysed(model, torch.randn(2, 8)))
+    program = ChooseKernels(Fixed(times, saved), min_speedup)(analysed(model, torch.randn(2, 8)))
     return [(choice.how, choice.reason) for choice in program.choices.values()]
 
 
