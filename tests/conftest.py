@@ -50,8 +50,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
-    """One seed for every test, and the number of threads that the test before it found."""
+    """One seed and one thread for every test: more threads are slow where others use the cores."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
