@@ -7,7 +7,7 @@ count, arena or threads. So every region and every batch shares it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -148,14 +148,15 @@ class StreamStore:
     """The packed weights of one compiled model. Equal requests share one stream."""
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[str, bool, Geometry, RowsKernelChoice], Stream] = {}
-        """By parameter, whether it is read transposed, grid of the input, and kernel."""
+        self._streams: dict[tuple[str, Layer, Geometry, RowsKernelChoice], Stream] = {}
+        """By parameter, how a layer reads it, grid of the input, and kernel."""
 
     def get(
         self, layer: Layer, geometry: Geometry, how: RowsKernelChoice, packed: PackedRows | None
     ) -> Stream:
         """Made of `packed`, or without it of another stream of the same weight."""
-        key = (layer.weight, layer.transposed, geometry, how)
+        reading = replace(layer, name="", source="", input_shape=())
+        key = (layer.weight, reading, geometry, how)
         if key not in self._streams:
             packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
             self._streams[key] = make_stream(packed, layer, geometry, how.schedule)

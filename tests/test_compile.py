@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -199,7 +198,7 @@ def test_packed_weights_are_small(pattern: str, sparsity: float, most: float) ->
 def test_layers_that_do_not_gain_stay_with_pytorch() -> None:
     model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64)).eval()
     with torch.no_grad():
-        model[2].weight[torch.rand(64, 96) < 0.9] = 0
+        model[2].weight[torch.rand(64, 96) < 0.9] = 0  # type: ignore[operator]
     compiled = compile_sparse(model, (torch.randn(3, 64),), target="reference")
     assert names(compiled) == ["2"]
     assert "in PyTorch" in compiled.report.as_dict()["layers"][0]["reason"]
@@ -237,7 +236,7 @@ def test_skipped_modules_stay_with_pytorch() -> None:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every kernel that was timed, by its layer."""
     kernels: list[str] = []
     kernel = measure.Meter.kernel
@@ -247,7 +246,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return kernel(self, layer, stream)
 
     monkeypatch.setattr(measure.Meter, "kernel", counted)
-    yield kernels
+    return kernels
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -328,7 +327,7 @@ def test_zeros_that_are_made_at_every_call(how: str) -> None:
     model = Mlp().eval()
     for layer in (model.first, model.last):
         if how == "hooks":
-            torch_prune.l1_unstructured(layer, "weight", 0.9)
+            torch_prune.l1_unstructured(layer, "weight", 0.9)  # type: ignore[no-untyped-call]
         else:
             parametrize.register_parametrization(layer, "weight", Zeroed(layer.weight))
     compiled = compile_sparse(model.eval(), (torch.randn(2, 70),), min_speedup=0.0)

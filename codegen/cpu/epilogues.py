@@ -14,7 +14,7 @@ from sparsecomp.codegen.cpu.emit import Expr, splat
 
 def exponential(x: Expr, lanes: int) -> Expr:
     """exp(x), relative error 2e-7: Cody-Waite reduction by ln 2 and a polynomial (Cephes, expf)."""
-    bounded = T.bind(T.max(T.min(x, splat(88.0, lanes)), splat(-87.0, lanes)))
+    bounded = clamp(x, -87.0, 88.0, lanes)
     scaled = bounded * splat(1.4426950408889634, lanes)
     power = T.bind(T.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.rint.v{lanes}f32", scaled))
     rest = T.bind(
@@ -37,7 +37,7 @@ def exponential(x: Expr, lanes: int) -> Expr:
 
 
 def error_function(x: Expr, lanes: int) -> Expr:
-    """erf(x), absolute error 2e-7: rational minimax in x**2 on [-4, 4], beyond which erf is 1 in float32."""
+    """erf(x), absolute error 4e-7: rational minimax in x**2 on [-4, 4], beyond which erf is 1 in float32."""
     z = T.bind(T.min(T.max(x, splat(-4.0, lanes)), splat(4.0, lanes)))
     square = T.bind(z * z)
     top = splat(-2.72614225801306e-10, lanes)
@@ -90,8 +90,15 @@ def gelu_tanh(x: Expr, lanes: int) -> Expr:
     return T.bind(half * tanh(inner, lanes) + half)
 
 
+def at_least(x: Expr, low: float, lanes: int) -> Expr:
+    """max(x, low) that keeps NaN."""
+    below = splat(low, lanes)
+    return T.bind(T.Select(x < below, below, x))
+
+
 def clamp(x: Expr, low: float, high: float, lanes: int) -> Expr:
-    return T.bind(T.min(T.max(x, splat(low, lanes)), splat(high, lanes)))
+    above = splat(high, lanes)
+    return T.bind(at_least(T.bind(T.Select(x > above, above, x)), low, lanes))
 
 
 def hardsigmoid(x: Expr, lanes: int) -> Expr:
@@ -99,7 +106,7 @@ def hardsigmoid(x: Expr, lanes: int) -> Expr:
 
 
 VECTOR_FORMS: Mapping[str, Callable[[Expr, int], Expr]] = {
-    "relu": lambda x, lanes: T.max(x, splat(0.0, lanes)),
+    "relu": lambda x, lanes: at_least(x, 0.0, lanes),
     "relu6": lambda x, lanes: clamp(x, 0.0, 6.0, lanes),
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
