@@ -25,6 +25,8 @@ from sparsecomp.target import Target
 REPEATS = 9
 EFFICIENCY = {1: 0.45, 2: 0.65, 4: 0.85, 8: 0.85}
 """Rough share of peak by rows per block; only says which patterns are not worth timing."""
+NEARLY_ALL = 0.9
+"""Share of the elements from which lists of columns have nothing to skip."""
 HOPELESS = 1.35
 """A pattern is not timed if it must multiply so much more, after EFFICIENCY, than the best one."""
 
@@ -79,7 +81,7 @@ class Meter:
         nonzeros = int((matrix != 0).sum())
         found = [self.dense(layer, matrix)]
         for pattern in PATTERNS:
-            reason = refused[pattern]
+            reason = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
             if not reason and cost[pattern] > HOPELESS * least:
                 times = stored[pattern] / max(1, nonzeros)
                 reason = f"would multiply {times:.1f} times as many elements as are not zero"
@@ -167,6 +169,14 @@ class Meter:
             found = (max(both, 0.0) / math.prod(probe.input_shape), "")
             self.timings.put(key, *found)
         return found[0]
+
+
+def _as_good_as_dense(pattern: RowBlocks, stored: dict[RowBlocks, int], refused: dict[RowBlocks, str]) -> str:
+    """Why lists of columns are not worth timing where they hold nearly every column."""
+    dense = [stored[other] for other in PATTERNS if other.shared and not refused[other]]
+    if pattern.shared or not dense or stored[pattern] <= NEARLY_ALL * max(dense):
+        return ""
+    return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
 
 
 def single(layer: Layer, epilogue: str = "") -> Section:

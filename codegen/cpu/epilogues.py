@@ -91,14 +91,13 @@ def gelu_tanh(x: Expr, lanes: int) -> Expr:
 
 
 def at_least(x: Expr, low: float, lanes: int) -> Expr:
-    """max(x, low) that keeps NaN."""
-    below = splat(low, lanes)
-    return T.bind(T.Select(x < below, below, x))
+    """max(low, x). The order matters: where the comparison fails, as with NaN, the second operand stays."""
+    return T.bind(T.max(splat(low, lanes), x))
 
 
 def clamp(x: Expr, low: float, high: float, lanes: int) -> Expr:
-    above = splat(high, lanes)
-    return T.bind(at_least(T.bind(T.Select(x > above, above, x)), low, lanes))
+    """NaN stays NaN, as in `at_least`."""
+    return at_least(T.bind(T.min(splat(high, lanes), x)), low, lanes)
 
 
 def hardsigmoid(x: Expr, lanes: int) -> Expr:
