@@ -7,7 +7,7 @@ count, arena or threads. So every region and every batch shares it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -155,8 +155,7 @@ class StreamStore:
         self, layer: Layer, geometry: Geometry, how: RowsKernelChoice, packed: PackedRows | None
     ) -> Stream:
         """Made of `packed`, or without it of another stream of the same weight."""
-        reading = replace(layer, name="", source="", input_shape=())
-        key = (layer.weight, reading, geometry, how)
+        key = (layer.weight, layer.reading, geometry, how)
         if key not in self._streams:
             packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
             self._streams[key] = make_stream(packed, layer, geometry, how.schedule)

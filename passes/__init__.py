@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from sparsecomp.choice import Choice
+from sparsecomp.layer import Layer
 from sparsecomp.passes.choose_kernels import ChooseKernels, Cost
 from sparsecomp.passes.find_layers import FindLayers
 from sparsecomp.passes.fold_constants import FoldConstants
@@ -39,7 +40,7 @@ def choosing(
     return (ChooseKernels(cost, min_speedup, refused, progress),)
 
 
-def keeping(settled: Mapping[str, Choice]) -> tuple[Pass, ...]:
+def keeping(settled: Mapping[Layer, Choice]) -> tuple[Pass, ...]:
     """What was decided before."""
     return (KeepChoices(settled),)
 

@@ -107,7 +107,7 @@ def _match_conv(graph: fx.GraphModule, node: fx.Node) -> Found:
     defaults: list[Any] = [None, 1, 0, 1, 1]
     settings: list[Any] = [*node.args[2:], *defaults[len(node.args) - 2 :]]
     _, stride, padding, dilation, groups = settings
-    sides = _sides(padding, weight.value.shape[2:], dilation)
+    sides = padding_sides(padding, weight.value.shape[2:], dilation)
     if sides is None:
         return f"padding {padding!r} is not the same on both sides"
     around = [own + before for own, before in zip(sides, _padding_before(node), strict=True)]
@@ -120,10 +120,10 @@ def _match_conv(graph: fx.GraphModule, node: fx.Node) -> Found:
     }
 
 
-def _sides(
+def padding_sides(
     padding: str | int | Sequence[int], kernel: Sequence[int], dilation: int | Sequence[int]
-) -> list[int] | None:
-    """Top, bottom, left, right; None for "same" where it is uneven."""
+) -> tuple[int, int, int, int] | None:
+    """A convolution's own padding: top, bottom, left, right; None for "same" where it is uneven."""
     dimensions = len(kernel)
     steps = _pair(dilation, dimensions, 1)[-dimensions:]
     if padding == "same":
@@ -134,7 +134,7 @@ def _sides(
     elif isinstance(padding, str):
         padding = 0
     height, width = _pair(padding, dimensions, 0)
-    return [height, height, width, width]
+    return height, height, width, width
 
 
 def _padding_before(node: fx.Node) -> list[int]:

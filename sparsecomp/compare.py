@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+TOLERANCE = 1e-4
+"""Largest relative error at which compiled outputs are accepted."""
+
 
 def relative_error(actual: Any, expected: Any) -> float:
     """max|y - y0| / max|y0|, the largest over corresponding tensors; inf where they do not correspond.

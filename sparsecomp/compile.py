@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
 from sparsecomp.errors import InputError
+from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
 from sparsecomp.passes.weigh_regions import slower_regions
 from sparsecomp.pipeline import Pass, Step, run
@@ -55,9 +56,9 @@ class Executable:
         return self.program.graph
 
 
-def converted(program: Program) -> dict[str, Choice]:
-    """Parameter -> choice, for the layers that run as kernels."""
-    return {program.layers[site].weight: choice for site, choice in program.choices.items() if choice.how}
+def converted(program: Program) -> dict[Layer, Choice]:
+    """Reading of a parameter -> choice, for the layers that run as kernels."""
+    return {program.layers[site].reading: choice for site, choice in program.choices.items() if choice.how}
 
 
 class Compiler:
@@ -66,8 +67,8 @@ class Compiler:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.streams = codegen.stream_store()
-        self.settled: dict[str, Choice] | None = None
-        """Parameter -> choice of the first graph; later graphs keep it, so that weights are shared."""
+        self.settled: dict[Layer, Choice] | None = None
+        """Reading of a parameter -> choice of the first graph; later graphs keep it, so that weights are shared."""
 
     def compile(self, graph: fx.GraphModule, inputs: tuple[Tensor, ...], watch: Watch) -> Executable:
         """Analyse, choose, rewrite, lower; then take back the regions that lose to PyTorch as a whole.
@@ -93,7 +94,7 @@ class Compiler:
                 break
             refused |= slower
         self.settled = converted(rewritten)
-        self.streams.keep(set(self.settled))
+        self.streams.keep({reading.weight for reading in self.settled})
         return executable
 
     def _lower(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,6 +49,11 @@ class Layer:
     def columns(self) -> int:
         """Inputs of one output: columns of the weight as a matrix."""
         return math.prod(self.weight_shape[1:])
+
+    @property
+    def reading(self) -> Layer:
+        """How the parameter is read: the same for all layers and inputs that can share its packed weight."""
+        return replace(self, name="", source="", input_shape=())
 
     @property
     def output_size(self) -> tuple[int, int]:

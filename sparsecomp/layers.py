@@ -6,6 +6,7 @@ a Hugging Face `generate`.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from sparsecomp.codegen import lower
 from sparsecomp.codegen.stream import StreamStore
+from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.layer import Layer
+from sparsecomp.passes.find_layers import padding_sides
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
 from sparsecomp.region import RowsKernelChoice, Section, SectionOp
 from sparsecomp.target import Target
 
+LOG = logging.getLogger(__name__)
 aten = torch.ops.aten
 IMAGE_SIZES = 2
 """Image sizes for which a swapped convolution keeps packed weights; an older one makes room."""
@@ -32,7 +35,7 @@ def leaf_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are one layer, by the path of their weight.
 
     Subclasses may do more, and are left alone; so are layers whose weight another module holds as well, an
-    embedding say, which needs it dense.
+    embedding say, which needs it dense, and those that compute their weight at each call.
     """
     modules = list(model.named_modules())
     elsewhere = {
@@ -47,7 +50,8 @@ def leaf_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_layer(module: nn.Module) -> bool:
-    if getattr(getattr(module, "weight", None), "layout", None) is not torch.strided:
+    weight = module._parameters.get("weight")
+    if weight is None or weight.layout is not torch.strided or "forward" in vars(module):
         return False
     if type(module) in (nn.Conv1d, nn.Conv2d):
         return getattr(module, "padding_mode", "") == "zeros"
@@ -135,25 +139,25 @@ class Swap:
 
 
 class SwappedForward:
-    """Stands for the `forward` of a layer. Any number of tokens; a convolution, any image size."""
+    """Stands for the `forward` of a layer. Any number of tokens; a convolution, any image size.
 
-    def __init__(self, swap: Swap, bias: Tensor | None) -> None:
-        self.swap, self.bias = swap, bias
-        self._runners: dict[tuple[int, ...], Runner] = {}
+    What kernels do not take, an image without a batch say, the layer's own `forward` gets.
+    """
+
+    def __init__(self, swap: Swap, module: Any) -> None:
+        self.swap, self.module = swap, module
+        self.bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
+        self._runners: dict[tuple[int, ...], Runner | None] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         (x,) = (*args, *kwargs.values())
         flat = x.unsqueeze(2) if self.swap.layer.op == "conv1d" and x.dim() == 3 else x
-        if not self._fits(flat):
+        runner = self._runner(flat) if self._fits(flat) else None
+        if runner is None:
             return self._dense(x)
-        (y,) = self._runner(flat).run([flat])
+        (y,) = runner.run([flat])
         return y.squeeze(2) if flat is not x else y
-
-    @property
-    def weight(self) -> Tensor:
-        """As the model stores it, unpacked."""
-        return self.swap.streams.weight(self.swap.layer.weight)
 
     def _fits(self, x: Tensor) -> bool:
         layer = self.swap.layer
@@ -165,25 +169,18 @@ class SwappedForward:
         return fits and min(replace(layer, input_shape=tuple(x.shape)).output_size) > 0
 
     def _dense(self, x: Tensor) -> Tensor:
-        """For what kernels do not take, an image without a batch say; what PyTorch refuses, it refuses here."""
-        layer, weight, bias = self.swap.layer, self.weight, self.bias
-        if layer.op == "linear":
-            return F.linear(x, layer.matrix(weight), bias)
-        if layer.op == "conv1d":
-            x = F.pad(x, layer.padding[2:])
-            return F.conv1d(x, weight, bias, layer.stride[1], 0, layer.dilation[1], layer.groups)
-        top, bottom, left, right = layer.padding
-        x = F.pad(x, (left, right, top, bottom))
-        return F.conv2d(x, weight, bias, layer.stride, 0, layer.dilation, layer.groups)
+        """As the module does it; it reads its weight, which is unpacked."""
+        y: Tensor = type(self.module).forward(self.module, x)
+        return y
 
-    def _runner(self, x: Tensor) -> Runner:
+    def _runner(self, x: Tensor) -> Runner | None:
         size = () if self.swap.layer.op == "linear" else tuple(x.shape[1:])
         with self._lock:
             if size not in self._runners:
                 if len(self._runners) == IMAGE_SIZES:
                     oldest = self._runners.pop(next(iter(self._runners)))
-                    self.swap.streams.drop(oldest.streams)
-                self._runners[size] = self._lower(tuple(x.shape))
+                    self.swap.streams.drop(oldest.streams if oldest else ())
+                self._runners[size] = self._checked(self._lower(tuple(x.shape)), tuple(x.shape))
             return self._runners[size]
 
     def _lower(self, shape: tuple[int, ...]) -> Runner:
@@ -194,22 +191,30 @@ class SwappedForward:
         body = Body(Section(("x",), (op,), ("y",)), {}, {"layer": vectors}, {"layer": swap.how})
         return lower(body, swap.target, swap.streams, swap.threads)
 
+    def _checked(self, runner: Runner, shape: tuple[int, ...]) -> Runner | None:
+        """The runner, if it gives what the module gives."""
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # the user's is not touched
+        (y,) = runner.run([x])
+        expected = self._dense(x.squeeze(2) if self.swap.layer.op == "conv1d" else x)
+        if relative_error(y.reshape(expected.shape), expected) <= TOLERANCE:
+            return runner
+        LOG.warning("layer %s gives other numbers as a kernel: PyTorch runs it", self.swap.layer.name)
+        self.swap.streams.drop(runner.streams)
+        return None
 
-def swap_layers(model: nn.Module, swaps: Mapping[str, Swap]) -> set[str]:
-    """Give the model's layers, by parameter name, their swapped forward. Returns the parameters swapped."""
-    done = set()
+
+def swap_layers(model: nn.Module, swaps: Mapping[str, Swap]) -> None:
+    """Give the model's layers, by parameter name, their swapped forward."""
     for name, module in leaf_layers(model):
         swap = swaps.get(f"{name}.weight")
         if swap is not None and swap.layer.transposed == _is_transposed_linear(module):
-            bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
-            module.forward = SwappedForward(swap, bias)
-            del module._parameters["weight"]
-            module.__class__ = _with_packed_weight(type(module))
-            done.add(swap.layer.weight)
-    return done
+            module.forward = SwappedForward(replace(swap, layer=_alone(swap.layer, module)), module)
 
 
-def _with_packed_weight(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class of a swapped layer: its weight is unpacked for whoever reads it."""
-    weight = property(lambda module: nn.Parameter(module.forward.weight, requires_grad=False))
-    return type(kind.__name__, (kind,), {"weight": weight, "__module__": kind.__module__})
+def _alone(layer: Layer, module: Any) -> Layer:
+    """The layer as the module has it: in a graph, zeros put around the image by others are its padding too."""
+    if layer.op == "linear":
+        return layer
+    sides = padding_sides(module.padding, module.kernel_size, module.dilation)
+    assert sides is not None, "layers whose padding is uneven are not found"
+    return replace(layer, padding=sides)

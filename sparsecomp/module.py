@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch.utils import _pytree as pytree
 
 from sparsecomp import codegen
 from sparsecomp.capture import capture
-from sparsecomp.compare import relative_error
+from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
 from sparsecomp.contract import Capture
 from sparsecomp.errors import CaptureError, SparsecompError
 from sparsecomp.example import copied_call, run_example
 from sparsecomp.inference_only import InferenceOnly, without_backward
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
+from sparsecomp.packed import pack_attributes
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
@@ -28,8 +30,6 @@ from sparsecomp.speed import alternating_seconds
 
 MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
-TOLERANCE = 1e-4
-"""Largest error, relative to the largest output, at which a compiled graph is accepted."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,8 @@ class SparseModule(InferenceOnly):
     _uncapturable: set[Any]
     """Kinds of calls (structure and dtypes) whose capture failed."""
     _eager: nn.Module
-    """The model with its converted layers swapped."""
+    """The model with its converted layers swapped, and its other converted weights unpacked when read."""
     _first: torch.utils.hooks.RemovableHandle
-    _unswapped: set[str]
-    """Converted parameters of layers that are no modules of their own."""
     _report: Report | None
     _lock: threading.RLock
 
@@ -75,7 +73,7 @@ class SparseModule(InferenceOnly):
         self._dynamic_shapes = dynamic_shapes
         self._compiler = Compiler(options)
         self._skeleton = Skeleton(model)
-        self._variants, self._uncapturable, self._unswapped = [], set(), set()
+        self._variants, self._uncapturable = [], set()
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
@@ -95,7 +93,7 @@ class SparseModule(InferenceOnly):
         Raises:
             InputError: the model cannot be run on the inputs, or a weight holds NaN or infinity.
         """
-        with self._lock, watching(self._options.verbose) as watch, torch.no_grad():
+        with self._lock, _on_trial(), watching(self._options.verbose) as watch:
             if self._report is not None:
                 return  # another thread was first
             self._first.remove()
@@ -114,7 +112,9 @@ class SparseModule(InferenceOnly):
                 )
             self._skeleton.hollow(filter(self._skeleton.holds, self._compiler.streams.names))
             self._skeleton.own()
-            self._swap(expected, *copied_call(args, kwargs))
+            self._swap()
+            if self._report is not None and self._report.rung == "layers":
+                self._check_swapped(expected, *copied_call(args, kwargs))
 
     def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first call that reaches the eager model by a method of its own, `generate` say."""
@@ -188,27 +188,23 @@ class SparseModule(InferenceOnly):
             notes,
         )
 
-    def _swap(self, expected: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Swap converted layers in the eager model, one by one, and see that it still gives the same.
+    def _swap(self) -> None:
+        """Let the eager model run converted layers one by one as kernels, and read other weights unpacked."""
+        streams, options = self._compiler.streams, self._options
+        swap_layers(
+            self._eager,
+            {
+                stream.layer.weight: Swap(stream.layer, how, streams, options.target, options.thread_count)
+                for stream, how in streams.entries()
+            },
+        )
+        pack_attributes(self._eager, self._skeleton.hollows, streams.weight)
 
-        It does not where other code of the model reads the weight of a layer; such a model runs dense.
-        """
-        compiler, options = self._compiler, self._options
-        swaps = {
-            stream.layer.weight: Swap(
-                stream.layer, how, compiler.streams, options.target, options.thread_count
-            )
-            for stream, how in compiler.streams.entries()
-        }
-        swapped = swap_layers(self._eager, swaps)
-        self._unswapped = set(filter(self._skeleton.holds, compiler.streams.names)) - swapped
-        if not swaps or self._unswapped:
-            return
+    def _check_swapped(self, expected: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Where there is no graph, see that the swapped model still gives the same."""
         error = relative_error(self._eager(*args, **kwargs), expected)
-        if error > TOLERANCE and self._variants:
-            self._unswapped = swapped
-        elif error > TOLERANCE:
-            self._skeleton.refill(compiler.streams.weight)
+        if error > TOLERANCE:
+            self._skeleton.refill(self._compiler.streams.weight)
             self._eager = self._skeleton.module
             assert self._report is not None
             self._give_up(
@@ -237,13 +233,13 @@ class SparseModule(InferenceOnly):
         if torch.is_autocast_enabled("cpu"):
             return self._run_dense(args, kwargs)  # what runs in which type is PyTorch's to say
         if not self._variants:
-            return self._run_swapped(args, kwargs)
+            return self._eager(*args, **kwargs)
         known = self._routes.find(args, kwargs)
         if known is not None:
             return known[0].run(known[1])
         variant = self._covering(args, kwargs) or self._further_variant(args, kwargs)
         if variant is None:
-            return self._run_swapped(args, kwargs)
+            return self._eager(*args, **kwargs)
         inputs = variant.capture.flatten(args, kwargs)
         self._routes.learn(args, kwargs, variant, inputs)
         return variant.run(inputs)
@@ -277,7 +273,11 @@ class SparseModule(InferenceOnly):
     def _compile_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
         streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
-        with self._skeleton.filled(streams.weight) as model, watching(self._options.verbose) as watch:
+        with (
+            _on_trial(),
+            self._skeleton.filled(streams.weight) as model,
+            watching(self._options.verbose) as watch,
+        ):
             expected = run_example(model, *copied_call(args, kwargs))
             args, kwargs = copied_call(args, kwargs)
             captured = capture(model, args, kwargs, self._dynamic_shapes)
@@ -302,10 +302,6 @@ class SparseModule(InferenceOnly):
                 for layer in self._report.layers
             )
             self._report = replace(self._report, layers=layers)
-
-    def _run_swapped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Layer by layer; weights of layers that are no modules of their own are unpacked for the call."""
-        return self._run_dense(args, kwargs) if self._unswapped else self._eager(*args, **kwargs)
 
     def _run_dense(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         with self._skeleton.filled(self._compiler.streams.weight) as model:
@@ -350,8 +346,8 @@ class SparseModule(InferenceOnly):
         return destination
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The original model's, to ask for names, shapes and types; converted weights hold no values here."""
-        return self._skeleton.module.named_parameters(*args, **kwargs)
+        """The original model's; converted weights are unpacked one by one."""
+        return self._skeleton.named_parameters(self._compiler.streams.weight, *args, **kwargs)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
         return self._skeleton.module.named_buffers(*args, **kwargs)
@@ -369,6 +365,13 @@ class SparseModule(InferenceOnly):
 
     def extra_repr(self) -> str:
         return self.report._headline()
+
+
+@contextmanager
+def _on_trial() -> Iterator[None]:
+    """No gradients, and the user's random numbers go on as if nothing had been compiled."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _reads(executable: Executable, weight: str) -> bool:

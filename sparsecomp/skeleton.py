@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from sparsecomp.errors import InputError
+from sparsecomp.packed import Weights
 from sparsecomp.program import attribute
-
-Weights = Callable[[str], Tensor]
-"""Name of a hollow weight -> its values, of the shape and dtype that the model stores."""
 
 
 class Skeleton:
@@ -43,20 +41,30 @@ class Skeleton:
         self.module = _copied(model, _shared)
         for module in self.module.modules():  # not eval(): a model may override it to change weights
             module.training = False
+        self._listed = _listed(self.module)
         self._hollow: dict[str, Tensor] = {}
         self._owned = False
         self._lock = threading.RLock()
         self._depth = 0
 
     def holds(self, name: str) -> bool:
-        """Whether a module of the tree holds a tensor of this name; a weight computed from others is none."""
+        """Whether a module of the tree holds a tensor of this name, and none lists it among others.
+
+        A weight computed from others is none, by a parametrization or by a hook before each call.
+        """
         owner, _, leaf = name.rpartition(".")
         try:
             module = self.module.get_submodule(owner)
         except AttributeError:
             return False
-        held = {**vars(module), **module._parameters, **module._buffers}
-        return isinstance(held.get(leaf), Tensor)
+        attributes = {} if module._forward_pre_hooks else vars(module)
+        held = {**attributes, **module._parameters, **module._buffers}.get(leaf)
+        return isinstance(held, Tensor) and id(held) not in self._listed
+
+    @property
+    def hollows(self) -> Mapping[str, Tensor]:
+        """The tensors without data, by one of their names."""
+        return self._hollow
 
     def hollow(self, names: Iterable[str]) -> None:
         """Give up the data of these parameters, buffers or tensor attributes (`encoder.0.weight`).
@@ -116,6 +124,15 @@ class Skeleton:
                     for tensor in self._hollow.values():
                         _empty(tensor)
 
+    def named_parameters(
+        self, weights: Weights, *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters; each hollow one is unpacked when its turn comes."""
+        names = {id(tensor): name for name, tensor in self._hollow.items()}
+        for name, tensor in self.module.named_parameters(*args, **kwargs):
+            packed = names.get(id(tensor))
+            yield name, tensor if packed is None else nn.Parameter(weights(packed), requires_grad=False)
+
     def state_dict(self, weights: Weights) -> dict[str, Any]:
         """The model's state dict, dense: its keys, in its order."""
         full = {id(tensor): weights(name) for name, tensor in self._hollow.items()}
@@ -130,6 +147,18 @@ def _tensors(model: nn.Module) -> list[Tensor]:
     """Every tensor that a module of the tree holds: parameters, buffers, attributes, lists of them; once."""
     held = (leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)))
     return list({id(leaf): leaf for leaf in held if isinstance(leaf, Tensor)}.values())
+
+
+def _listed(model: nn.Module) -> set[int]:
+    """Tensors in lists and dictionaries of a module, by identity: no attribute leads to them."""
+    return {
+        id(leaf)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers") and not isinstance(value, Tensor)
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor)
+    }
 
 
 def _copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:

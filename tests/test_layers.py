@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from sparsecomp import SparseModule, compile_sparse
-from sparsecomp.compare import relative_error
+from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.layers import IMAGE_SIZES, SwappedForward, layers_graph, leaf_layers, record_inputs
-from sparsecomp.module import TOLERANCE
 from sparsecomp.passes import analysis
 from sparsecomp.pipeline import run
 from sparsecomp.program import Program
@@ -350,3 +349,94 @@ def test_weights_that_a_user_reads_are_those_of_the_model() -> None:
     compiled, model = swapped(nn.Linear(FEATURES, 40), torch.randn(2, FEATURES), "reference")
     assert torch.equal(compiled.inner.weight, model.inner.weight)  # type: ignore[arg-type,union-attr]
     assert F.mse_loss(compiled.inner.weight, model.inner.weight) == 0  # type: ignore[arg-type,union-attr]
+
+
+class Padded(nn.Module):
+    """Zeros around the image, unevenly, before a convolution: in a graph they become the layer's own padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 16, 3, stride=2, padding=(0, 1))
+
+    def forward(self, x: Tensor, opaque: bool = False) -> Tensor:
+        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return y if not opaque or y.sum() < 1e30 else x
+
+
+@both
+def test_padding_outside_of_the_layer(target: str) -> None:
+    model, x = sparse(Padded()), torch.randn(2, 8, 10, 10)
+    compiled = compile_sparse(model, (x,), target=target, min_speedup=0.0)
+    assert compiled.report.rung == "whole graph"
+    (layer,) = compiled.report.sparse_layers
+    assert layer.layer.padding == (0, 1, 1, 2)
+    with torch.no_grad():
+        assert relative_error(compiled(x), model(x)) < TOLERANCE
+        assert relative_error(compiled(x, opaque=True), model(x, opaque=True)) < TOLERANCE
+    assert isinstance(compiled.conv.forward, SwappedForward)
+
+
+class Encoder(nn.Module):
+    """Offers a method of its own, which reads a weight that no module of PyTorch's multiplies."""
+
+    basis: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(40, FEATURES))
+        self.register_buffer("basis", torch.randn(40, 40))
+        self.last = nn.Linear(40, 8)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.weight), self.basis)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.encode(x))
+        return y
+
+
+@both
+def test_methods_that_read_converted_weights(target: str) -> None:
+    model: Any = sparse(Encoder())
+    x = torch.randn(3, FEATURES)
+    compiled = compile_sparse(model, (x,), target=target, min_speedup=0.0)
+    assert len(compiled.report.sparse_layers) == 3
+    with torch.no_grad():
+        assert relative_error(compiled(x), model(x)) < TOLERANCE
+        assert relative_error(compiled.encode(x), model.encode(x)) < TOLERANCE
+    assert torch.equal(compiled.weight, model.weight)
+    assert torch.equal(compiled.basis, model.basis)
+    values = {name: parameter.detach() for name, parameter in compiled.named_parameters()}
+    assert all(torch.equal(values.pop(name), tensor) for name, tensor in model.named_parameters())
+    assert values == {}
+
+
+def test_a_layer_whose_forward_was_replaced() -> None:
+    """As libraries do that move weights between devices."""
+    model = Opaque(sparse(nn.Sequential(nn.Linear(FEATURES, 40), nn.Linear(40, 8))))
+    replaced: Any = model.inner[0]  # type: ignore[index]
+    replaced.forward = lambda x: 2 * nn.Linear.forward(replaced, x)
+    x = torch.randn(3, FEATURES)
+    compiled = compile_sparse(model.eval(), (x,), target="reference", min_speedup=0.0)
+    assert [layer.layer.name for layer in compiled.report.sparse_layers] == ["inner.1"]
+    assert error(compiled, model, torch.randn(5, FEATURES)) < TOLERANCE
+
+
+class WrongRunner:
+    streams = ()
+
+    def run(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [inputs[0].new_zeros(*inputs[0].shape[:-1], 40)]
+
+
+def test_a_kernel_that_gives_other_numbers_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = sparse(nn.Linear(FEATURES, 40)), torch.randn(2, FEATURES)
+    model = sparse(nn.Sequential(model))
+    compiled = compile_sparse(model, (x,), target="reference", min_speedup=0.0)
+    monkeypatch.setattr("sparsecomp.layers.lower", lambda *_: WrongRunner())
+    layer: Any = getattr(compiled, "0")
+    with torch.no_grad():
+        assert relative_error(layer(x), model(x)) < TOLERANCE
+    assert "layer 0 gives other numbers as a kernel" in caplog.text

@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicCache
 from benchmarks.prune import prune
 from sparsecomp import InferenceOnlyError, InputError, SparseModule, compile_sparse
 from sparsecomp.codegen.arena import ArenaPool
-from sparsecomp.compare import relative_error
-from sparsecomp.module import MAX_VARIANTS, TOLERANCE
+from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.module import MAX_VARIANTS
 from sparsecomp.program import print_graph
 
 FEATURES = 32
@@ -151,6 +151,14 @@ def test_compiles_at_the_first_call(tokens: nn.Module, x: Tensor) -> None:
     assert compiled.report.rung == "whole graph"
     assert len(compiled.report.sparse_layers) == 2
     assert "not compiled yet" not in str(compiled.report)
+
+
+def test_compiling_draws_no_random_numbers(tokens: nn.Module, x: Tensor) -> None:
+    compiled = compile_sparse(tokens, target="cpu", min_speedup=0.0)
+    for call in (x, torch.randn(3, *x.shape)):  # the first call, and one that needs another graph
+        state = torch.get_rng_state()
+        compiled(call)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_failed_first_call_can_be_repeated(tokens: nn.Module, x: Tensor) -> None:
@@ -679,6 +687,15 @@ def test_weights_are_held_packed_once(target: str) -> None:
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in found if t.numel() < 9e4
     }
     assert sum(storages.values()) < 1.5 * weight_bytes(compiled)
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_graph_holds_each_weight_once(target: str) -> None:
+    """A region may lay images out on another grid than a layer of its own would."""
+    model = pruned(nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)))
+    compiled = compiled_of(model, torch.randn(2, 4, 9, 9), target=target)
+    assert weight_bytes(compiled) == compiled.report.totals["converted_bytes"]
+    assert len(compiled._compiler.streams.entries()) == 2
 
 
 # Inputs ------------------------------------------------------------------------------------------------------
