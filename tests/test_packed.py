@@ -35,7 +35,7 @@ def test_reading_unpacks() -> None:
     assert asked == []
     found = (model.first.weight, model.tied.weight, model.listed[0], model.buffer, model.plain)
     assert asked == ["first.weight", "first.weight", "listed.0", "buffer", "plain"]
-    assert all(bool((tensor == 7).all()) for tensor in found)
+    assert all(torch.equal(tensor, torch.full_like(tensor, 7)) for tensor in found)
     assert [isinstance(tensor, nn.Parameter) for tensor in found] == [True, True, True, False, False]
     assert [name for name, _ in model.named_parameters()] == ["first.bias", "tied.bias"]
     assert torch.equal(model.first(torch.ones(1, 3)), 21 + model.first.bias[None])
