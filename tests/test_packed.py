@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ def test_reading_unpacks() -> None:
 
     pack_attributes(model, packed, weights)
     assert asked == []
-    found = (model.first.weight, model.tied.weight, model.listed[0], model.buffer, model.plain)
+    found: list[Any] = [model.first.weight, model.tied.weight, model.listed[0], model.buffer, model.plain]
     assert asked == ["first.weight", "first.weight", "listed.0", "buffer", "plain"]
     assert all(torch.equal(tensor, torch.full_like(tensor, 7)) for tensor in found)
     assert [isinstance(tensor, nn.Parameter) for tensor in found] == [True, True, True, False, False]
