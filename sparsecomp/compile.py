@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -93,9 +93,13 @@ class Compiler:
             if not slower:
                 break
             refused |= slower
+        regions = tuple(
+            replace(region, seconds=measured)
+            for region, measured in zip(executable.regions, seconds.values(), strict=True)
+        )
         self.settled = converted(rewritten)
         self.streams.keep({reading.weight for reading in self.settled})
-        return executable
+        return replace(executable, regions=regions)
 
     def _lower(
         self, passes: tuple[Pass, ...], program: Program, found: list[Step], watch: Watch
