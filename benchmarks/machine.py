@@ -6,9 +6,9 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from benchmarks.ceiling import NoCompilerError, fma_peak
+from sparsecomp.codegen.machine import cpu_model
 
 PACKAGES = ("sparsecomp", "torch", "transformers", "apache-tvm", "onnxruntime", "openvino")
 
@@ -24,7 +24,7 @@ class Machine:
 
     @staticmethod
     def here() -> Machine:
-        return Machine(_cpu(), usable_cores(), _peak(), _versions())
+        return Machine(cpu_model(), usable_cores(), _peak(), _versions())
 
     def __str__(self) -> str:
         peak = f"{self.fma_peak:.0f} GFLOP/s a core" if self.fma_peak else "unknown (no C compiler)"
@@ -34,15 +34,6 @@ class Machine:
 def usable_cores() -> int:
     """Cores this process may use: fewer than the machine has under `taskset` or in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _peak() -> float | None:

@@ -103,5 +103,4 @@ class ArenaPool:
             yield arena
         finally:
             with self._lock:
-                if len(self._free) < self._spare:
-                    self._free.append(arena)
+                self._free = sorted([*self._free, arena], key=Tensor.numel)[-self._spare :]

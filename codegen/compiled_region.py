@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
-from sparsecomp.codegen.threads import share_pytorch_threads
+from sparsecomp.codegen.threads import share_pytorch_threads, team_of
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, Planes, round_up
@@ -87,7 +88,6 @@ class Code:
     region: Region
     table: Table
     arena: Arena
-    pool: ArenaPool = field(repr=False)
     run: Any = field(repr=False)
     module: Any = field(repr=False)
 
@@ -111,7 +111,7 @@ def compile_region(region: Region, machine: Machine, kernels_only: bool = False)
     if not cross:
         share_pytorch_threads()
     executable = tvm.compile(module, target=machine.tvm_target)
-    return Code(region, table, arena, ArenaPool(arena.size), None if cross else executable[MAIN], executable)
+    return Code(region, table, arena, None if cross else executable[MAIN], executable)
 
 
 class _Builder:
@@ -309,6 +309,14 @@ class _Builder:
         return self._border(self.table.outputs + index, self.region.outputs[index], item)
 
 
+_POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionary()
+"""Of the compiled functions in use, by identity: equal regions take turns with one arena."""
+
+
+def _pool(code: Code) -> ArenaPool:
+    return _POOLS.setdefault(id(code), ArenaPool(code.arena.size))
+
+
 class LoweredRegion:
     """A compiled region bound to its weights; safe to call from several threads at once."""
 
@@ -320,6 +328,7 @@ class LoweredRegion:
         threads: Callable[[], int] = torch.get_num_threads,
     ) -> None:
         self.code, self.streams, self.threads = code, tuple(streams), threads
+        self.pool = _pool(code)
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
         parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
@@ -337,14 +346,18 @@ class LoweredRegion:
     @contextmanager
     def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         """The call with all its pointers set, to make once or, when timing, many times."""
-        if any(x.dtype != torch.float32 for x in inputs):
-            raise LoweringError(f"a region takes float32, not {', '.join(str(x.dtype) for x in inputs)}")
+        leading = self._leading(inputs)
+        for x, border in zip(inputs, self.code.region.inputs, strict=True):
+            if x.dtype != torch.float32 or tuple(x.shape) != border_shape(border, leading):
+                raise LoweringError(
+                    f"a region takes float32 of {border_shape(border, leading)}, not {x.dtype} of {tuple(x.shape)}"
+                )
         inputs = [x.detach().contiguous() for x in inputs]
-        extent = math.prod(self._leading(inputs))
+        extent = math.prod(leading)
         threads = min(self.threads(), SHARES)
         table = self._table.copy()
         table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-        with self.code.pool.lend(threads) as arena:
+        with self.pool.lend(threads) as arena, team_of(threads):
             table[-1] = arena.data_ptr()
             yield partial(self.code.run, ctypes.c_void_p(table.ctypes.data), extent, threads)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM re-pins the calling thread and undoes taskset
@@ -35,6 +37,15 @@ class Machine:
 
     def __str__(self) -> str:
         return f"{self.cpu} ({self.lanes} lanes)"
+
+
+@cache
+def cpu_model() -> str:
+    """The name the maker gave this host's processor."""
+    info = Path("/proc/cpuinfo")
+    names = info.read_text().splitlines() if info.exists() else []
+    found = (line.partition(":")[2].strip() for line in names if line.startswith("model name"))
+    return next(found, "") or platform.processor() or platform.machine()
 
 
 @cache

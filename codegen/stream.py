@@ -6,7 +6,8 @@ count, arena or threads. So every region and every batch shares it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,22 +145,28 @@ def _columns_of(found: Tensor, table: Tensor) -> Tensor:
     return order[torch.searchsorted(ordered, found)].int()
 
 
+Padding = tuple[int, int, int, int]
+
+
 class StreamStore:
     """The packed weights of one compiled model. Equal requests share one stream."""
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[str, Layer, Geometry, RowsKernelChoice], Stream] = {}
-        """By parameter, how a layer reads it, grid of the input, and kernel."""
+        self._streams: dict[tuple[str, Layer, Padding, Geometry, RowsKernelChoice], Stream] = {}
+        """By parameter, how a layer reads it and pads its input, grid of the input, and kernel."""
+        self._lock = threading.RLock()
 
     def get(
         self, layer: Layer, geometry: Geometry, how: RowsKernelChoice, packed: PackedRows | None
     ) -> Stream:
         """Made of `packed`, or without it of another stream of the same weight."""
-        key = (layer.weight, layer.reading, geometry, how)
-        if key not in self._streams:
-            packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
-            self._streams[key] = make_stream(packed, layer, geometry, how.schedule)
-        return self._streams[key]
+        key = (layer.weight, layer.reading, layer.padding, geometry, how)
+        with self._lock:
+            if key not in self._streams:
+                packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
+                made = make_stream(packed, layer, geometry, how.schedule)
+                self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
+            return self._streams[key]
 
     def of_weight(self, name: str) -> list[Stream]:
         """All streams made of a parameter: one per grid it was needed on."""
@@ -175,9 +182,10 @@ class StreamStore:
 
     def drop(self, streams: Sequence[Stream]) -> None:
         """Forget these, but the last one of each weight."""
-        for stream in streams:
-            if len(self.of_weight(stream.layer.weight)) > 1:
-                self._streams = {key: kept for key, kept in self._streams.items() if kept is not stream}
+        with self._lock:
+            for stream in streams:
+                if len(self.of_weight(stream.layer.weight)) > 1:
+                    self._streams = {key: kept for key, kept in self._streams.items() if kept is not stream}
 
     def entries(self) -> list[tuple[Stream, RowsKernelChoice]]:
         return [(stream, how) for (*_, how), stream in self._streams.items()]
@@ -190,6 +198,8 @@ class StreamStore:
     def nbytes(self) -> int:
         return sum(stream.nbytes for stream in self._streams.values())
 
-    def keep(self, names: set[str]) -> None:
-        """Forget the weights of all other parameters."""
-        self._streams = {key: stream for key, stream in self._streams.items() if key[0] in names}
+    def keep(self, streams: Iterable[Stream]) -> None:
+        """Forget all others."""
+        wanted = {id(stream) for stream in streams}
+        with self._lock:
+            self._streams = {key: kept for key, kept in self._streams.items() if id(kept) in wanted}

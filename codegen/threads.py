@@ -11,11 +11,13 @@ from __future__ import annotations
 import ctypes
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  loads the OpenMP runtime
+import torch
 import tvm
 import tvm_ffi
 from tvm.script.ir_builder import IRBuilder
@@ -86,13 +88,30 @@ def share_pytorch_threads() -> bool:
     return bool(register(b"__TVMBackendParallelLaunch", ctypes.c_void_p(address)) == 0)
 
 
+@contextmanager
+def team_of(threads: int) -> Iterator[None]:
+    """Parallel loops that this thread starts meanwhile use so many threads."""
+    runtime = _openmp()
+    before = runtime.omp_get_max_threads() if runtime else threads
+    if runtime is None or before == threads:
+        yield
+        return
+    runtime.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        runtime.omp_set_num_threads(before)
+
+
+@cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP runtime that PyTorch has loaded into this process."""
+    """The OpenMP runtime of PyTorch; other libraries may have loaded one of their own."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
     paths = {line.split()[-1] for line in maps.read_text().splitlines() if "omp" in line.rpartition("/")[2]}
-    for path in sorted(paths):
+    own = str(Path(torch.__file__).parent)
+    for path in sorted(paths, key=lambda path: (not path.startswith(own), path)):
         if not path.startswith("/"):
             continue
         library = ctypes.CDLL(path)

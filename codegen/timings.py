@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import replace
 from functools import cache
@@ -14,9 +15,11 @@ import torch
 import tvm
 from filelock import FileLock
 
-from sparsecomp.codegen.machine import Machine
+from sparsecomp import geometry, layer, pattern, region
+from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.layer import Layer
 
+LOG = logging.getLogger(__name__)
 FORMAT = 1
 DENSITY_STEP = 0.02
 """Weights of one shape whose densities round to the same step share a measurement."""
@@ -24,9 +27,10 @@ DENSITY_STEP = 0.02
 
 @cache
 def generator() -> str:
-    """Names the state of this package's code: what another state measured may not hold for it."""
+    """Names the state of the code that shapes kernels: what another state measured may not hold for it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    nouns = [Path(str(module.__file__)) for module in (geometry, region, pattern, layer)]
+    for path in (*sorted(Path(__file__).parent.rglob("*.py")), *nouns):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -36,15 +40,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SPARSECOMP_CACHE") or platformdirs.user_cache_dir("sparsecomp"))
 
 
-def key_of(machine: Machine, threads: int, layer: Layer, pattern: str, density: float = 1.0) -> str:
+def key_of(machine: Machine, threads: int, measured: Layer, kernel: str, density: float = 1.0) -> str:
     """Everything a measurement depends on, as text."""
-    anonymous = replace(layer, name="", weight="", source="", transposed=False)
+    anonymous = replace(measured, name="", weight="", source="", transposed=False)
     fields = (
         f"{anonymous.op} weight {anonymous.weight_shape} input {anonymous.input_shape}",
         f"stride {anonymous.stride} padding {anonymous.padding} dilation {anonymous.dilation}",
         f"groups {anonymous.groups}",
-        f"{pattern} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}",
-        f"{machine.cpu} {machine.triple} threads {threads}",
+        f"{kernel} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}",
+        f"{cpu_model()}: {machine.cpu} {machine.triple} threads {threads}",
         f"torch {torch.__version__} tvm {tvm.__version__} generator {generator()}",
     )
     return "; ".join(fields)
@@ -57,7 +61,12 @@ class Timings:
         self.path = path
         self._known: dict[str, tuple[float, str]] = {}
         if path is not None and path.exists():
-            for line in path.read_text().splitlines():
+            try:
+                lines = path.read_text(errors="replace").splitlines()
+            except OSError as error:
+                self._forgo(error)
+                lines = []
+            for line in lines:
                 self._read(line)
 
     @staticmethod
@@ -82,7 +91,15 @@ class Timings:
         self._known[key] = (seconds, schedule)
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"key": key, "seconds": seconds, "schedule": schedule})
-        with FileLock(f"{self.path}.lock"), self.path.open("a") as file:
-            file.write(line + "\n")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"), self.path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self._forgo(error)
+
+    def _forgo(self, error: OSError) -> None:
+        """Go on without the disk: what is measured is forgotten with this object."""
+        LOG.warning("measurements are not kept: %s; SPARSECOMP_CACHE names another folder", error)
+        self.path = None

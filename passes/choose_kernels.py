@@ -15,6 +15,7 @@ from sparsecomp.layer import Layer
 from sparsecomp.passes.fuse_epilogues import RULES
 from sparsecomp.passes.remove_copies import PADS
 from sparsecomp.program import Program
+from sparsecomp.region import RowsKernelChoice
 
 
 class Cost(Protocol):
@@ -65,7 +66,38 @@ class ChooseKernels:
                 choices[site] = Choice(name, best(found).how, _won(found, site in bridges), found)  # type: ignore[union-attr]
             else:
                 choices[site] = Choice(name, None, _lost(found), found)
-        return replace(program, choices=choices)
+        return replace(program, choices=choices | self._together(program, choices))
+
+    def _together(self, program: Program, choices: Mapping[str, Choice]) -> dict[str, Choice]:
+        """Other choices for layers that read one weight: it is held packed for all of them, or dense for all."""
+        sharing: dict[str, list[str]] = {}
+        for site, layer in program.layers.items():
+            sharing.setdefault(layer.weight, []).append(site)
+        changed: dict[str, Choice] = {}
+        for sites in sharing.values():
+            if len(sites) > 1 and any(choices[site].how for site in sites):
+                changed |= self._alike(program, {site: choices[site] for site in sites})
+        return changed
+
+    def _alike(self, program: Program, choices: Mapping[str, Choice]) -> dict[str, Choice]:
+        """One kernel for all, that of the layer which takes longest, if all together gain by it."""
+        slowest = max(
+            (choice for choice in choices.values() if choice.how),
+            key=lambda choice: choice.dense_seconds or 0,
+        )
+        same = {site: _with_kernel(choice, slowest.how) for site, choice in choices.items()}
+        readings = {program.layers[site].reading for site in choices}
+        refused = any(site in (self.refused or {}) for site in choices)
+        if len(readings) == 1 and not refused and all(same.values()):
+            kernels = sum(choice.chosen.seconds or 0 for choice in same.values() if choice and choice.chosen)
+            dense = sum(choice.dense_seconds or 0 for choice in choices.values())
+            if kernels * self.min_speedup < dense:
+                return {site: choice for site, choice in same.items() if choice}
+        reason = "its weight is also read by another layer, and all of them together do not gain"
+        return {
+            site: replace(choice, how=None, reason=reason if choice.how else choice.reason)
+            for site, choice in choices.items()
+        }
 
     def _wins(self, found: tuple[Candidate, ...]) -> bool:
         kernel, dense = best(found), _dense(found)
@@ -93,6 +125,18 @@ class ChooseKernels:
                     bridges.add(site)
                     grown = True
         return bridges
+
+
+def _with_kernel(choice: Choice, how: RowsKernelChoice | None) -> Choice | None:
+    """The choice with this kernel, timed as that of the same pattern was; None where that was refused."""
+    if how is None or choice.how == how:
+        return choice if how else None
+    near = next((c for c in choice.candidates if c.how and c.how.pattern == how.pattern), None)
+    if near is None:
+        return None
+    shared = replace(near, kernel=str(how), how=how)
+    candidates = tuple(shared if candidate is near else candidate for candidate in choice.candidates)
+    return replace(choice, how=how, candidates=candidates, reason="as the other layers that read its weight")
 
 
 def best(found: tuple[Candidate, ...]) -> Candidate | None:

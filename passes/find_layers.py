@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from sparsecomp.program import Program, attribute, operator_name
 
 aten = torch.ops.aten
 
+OWN_FOLDER = str(Path(__file__).parent.parent)
 TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 UNSUPPORTED = {
     aten.conv_transpose1d.default: "transposed convolution",
@@ -173,6 +175,10 @@ MATCHERS: Mapping[object, Callable[[fx.GraphModule, fx.Node], Found]] = {
 """Operators that a primitive can stand for. A new one is one function and one line."""
 
 
+ALWAYS_LAYERS = (aten.linear.default, *(op for op, match in MATCHERS.items() if match is _match_conv))
+"""Operators that have a weight, though it may be computed; a product may be one of activations."""
+
+
 def weight_argument(node: fx.Node) -> fx.Node | None:
     """The argument of an operator of `MATCHERS` in the place of the weight."""
     found = node.args[2 if node.target is aten.addmm.default else 1]
@@ -217,8 +223,12 @@ class FindLayers:
                         untouched[node.name] = _module_path(match[0].name), reason
                     else:
                         found[node.name] = match
-                elif any(_constants(node)):
+                elif any(_constants(node)) or node.target in ALWAYS_LAYERS:
                     untouched[node.name] = _module_path(node.name), match
+        for site, reader in _needed_dense(program.graph, found).items():
+            weight, _ = found.pop(site)
+            reason = f"its weight is also read by {reader}, which needs it dense"
+            untouched[site] = _module_path(weight.name), reason
         shapes = _input_shapes(program, found, self.inputs)
         layers = {
             site: _layer(program.graph, site, weight, fields, shapes[site])
@@ -234,10 +244,27 @@ class FindLayers:
             return f"{str(value.dtype).removeprefix('torch.')}: only float32 is lowered"
         if weight.value.numel() == 0:
             return "the weight is empty"
-        attributes = [n for n in node.graph.nodes if n.op == "get_attr" and n.target == weight.name]
-        readers = {user for attribute in attributes for user in _readers(attribute)}
-        others = sorted({operator_name(user) for user in readers if user.target not in MATCHERS})
-        return f"its weight is also read by {', '.join(others)}, which needs it dense" if others else ""
+        if any(not isinstance(extent, int) for extent in _image(node, value)):
+            return "its image size changes within one graph: without dynamic_shapes for it every size gets its own"
+        return ""
+
+
+def _image(node: fx.Node, value: Tensor) -> Sequence[object]:
+    """Extents of a convolution's input beyond batch and channels."""
+    return value.shape[2:] if MATCHERS[node.target] is _match_conv else ()
+
+
+def _needed_dense(
+    graph: fx.GraphModule, found: Mapping[str, tuple[Weight, dict[str, Any]]]
+) -> dict[str, str]:
+    """Site -> an operator that reads the same parameter otherwise, for those that have one."""
+    others: dict[str, str] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            for user in _readers(node):
+                if user.name not in found or found[user.name][0].name != node.target:
+                    others.setdefault(str(node.target), operator_name(user))
+    return {site: others[weight.name] for site, (weight, _) in found.items() if weight.name in others}
 
 
 def _readers(weight: fx.Node) -> Iterator[fx.Node]:
@@ -279,7 +306,7 @@ def _source_line(node: fx.Node) -> str:
     frames = [
         line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File")
     ]
-    own = [frame for frame in frames if "/torch/" not in frame]
+    own = [frame for frame in frames if "/torch/" not in frame and OWN_FOLDER not in frame]
     if not own:
         return ""
     path, line = own[-1].split(",")[:2]

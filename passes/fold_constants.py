@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sparsecomp.passes.find_layers import MATCHERS, TRANSPOSES, weight_argument
 from sparsecomp.program import Program, attribute
@@ -42,7 +43,7 @@ def _is_constant(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
     target = node.target
-    deterministic = (
+    deterministic = target is operator.getitem or (
         isinstance(target, torch._ops.OpOverload)
         and torch.Tag.nondeterministic_seeded not in target.tags
         and not target._schema.is_mutable
@@ -56,7 +57,7 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
-    value = _evaluate(graph, node)
+    value = _evaluate(graph, node).detach().contiguous()
     owner = next(_parameters(node)).rpartition(".")[0]
     module = graph.get_submodule(owner)
     name = "weight"
@@ -69,15 +70,14 @@ def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
     node.replace_all_uses_with(constant)
 
 
-def _evaluate(graph: fx.GraphModule, node: fx.Node) -> Tensor:
+def _evaluate(graph: fx.GraphModule, node: fx.Node) -> Any:
     def value(source: fx.Node) -> Any:
         return attribute(graph, str(source.target)) if source.op == "get_attr" else _evaluate(graph, source)
 
     args = fx.map_arg(node.args, value)
     kwargs = fx.map_arg(node.kwargs, value)
     with torch.no_grad():
-        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result.detach().contiguous()
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _parameters(node: fx.Node) -> Iterator[str]:

@@ -27,7 +27,11 @@ def _batch_norm(graph: fx.GraphModule, primitive: fx.Node, reader: fx.Node) -> E
     """(y - mean) / sqrt(variance + eps) * weight + bias  ->  y * scale + shift, per channel."""
     constants = [_constant(graph, argument) for argument in reader.args[1:5]]
     weight, bias, mean, variance = constants
-    if mean is None or variance is None or any(user.args[1] != 0 for user in reader.users):
+    computed = [argument is not None for argument in reader.args[1:5]] != [c is not None for c in constants]
+    if computed or mean is None or variance is None or any(user.args[1] != 0 for user in reader.users):
+        return None
+    y = primitive.meta["val"]
+    if _channel(primitive) != 1 or len(mean) != y.shape[1]:
         return None
     epsilon: Any = reader.args[6]
     scale = torch.rsqrt(variance.double() + epsilon)
@@ -75,11 +79,16 @@ def _binary(step: str, vector_step: str) -> Rule:
             return None
         constant = _constant(graph, other)
         if constant is not None:
-            vector = _per_channel(constant, y, 1 if primitive.target is ROWS_CONV2D else y.dim() - 1)
+            vector = _per_channel(constant, y, _channel(primitive))
             return (vector_step, (vector,)) if vector is not None else None
         return (step, (other,)) if _same_shape(value.shape, y.shape) else None
 
     return rule
+
+
+def _channel(primitive: fx.Node) -> int:
+    """The dimension of the primitive's rows."""
+    return 1 if primitive.target is ROWS_CONV2D else primitive.meta["val"].dim() - 1
 
 
 def _same_shape(left: Sequence[Any], right: Sequence[Any]) -> bool:

@@ -6,9 +6,10 @@ import inspect
 import io
 import logging
 import sysconfig
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -16,20 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
 from sparsecomp.contract import CONSTANTS, Capture, RefusedError, TensorInput, size_code
 from sparsecomp.errors import CaptureError, InputError
-from sparsecomp.trace import Call, Shapes, Traced, export, opened_caches, read, user_inputs
+from sparsecomp.example import seeded
+from sparsecomp.trace import Call, Shapes, export, opened_caches, read
 
 STDLIB = sysconfig.get_paths()["stdlib"]
+COMPILING = threading.RLock()
+"""Held while a model is captured or compiled: torch.export is not made for several threads, logs and standard
+error are redirected for all of them, and what is measured should have the machine to itself."""
 TRACERS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 def capture(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
@@ -46,9 +51,7 @@ def capture(
         CaptureError: there is no graph to be had, because of control flow on the values of tensors, changes
             of inputs or buffers in place, or anything else that torch.export refuses.
     """
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
-        if isinstance(model, ExportedProgram):
-            return _from_program(model)
+    with COMPILING, _quiet(), torch.inference_mode(False), torch.no_grad():
         call = Call(model, inspect.signature(model.forward), tuple(args), dict(kwargs or {}))
         wanted = _wanted_shapes(call, dynamic_shapes)
         _check_plain(call)
@@ -131,25 +134,6 @@ def _wanted_shapes(call: Call, asked: Any) -> list[Shapes]:
     return [shapes]
 
 
-def _from_program(program: ExportedProgram) -> Capture:
-    assert program.call_spec.in_spec is not None
-    assert program.call_spec.out_spec is not None
-    specs = (program.call_spec.in_spec, program.call_spec.out_spec)
-    try:
-        signature = inspect.signature(program.module().forward)
-        program = program.run_decompositions({})
-        found = read(Traced(program, specs[0], user_inputs(program), specs[1], {}), signature)
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise CaptureError(
-            f"The exported program cannot be used: {_reason(error)}. Hand over the model it was made of instead."
-        ) from error
-    # "2 or more" is how torch.export writes "any size"; the program itself accepts 1 as well
-    ranges = {size: (1 if low == 2 else low, high) for size, (low, high) in found.ranges.items()}
-    return replace(found, ranges=ranges)
-
-
 def _verified(call: Call, found: Capture) -> Capture:
     """`found`, after its graph gave the model's results for the call, and for batches of 1 if it does there.
 
@@ -192,14 +176,14 @@ def _difference(call: Call, found: Capture) -> str | None:
         return reason
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (call.args, call.kwargs))
     before = pytree.tree_leaves((args, kwargs))
-    expected = pytree.tree_leaves(opened_caches(_seeded(lambda: call.model(*args, **kwargs))))
+    expected = pytree.tree_leaves(opened_caches(seeded(lambda: call.model(*args, **kwargs))))
     after = pytree.tree_leaves((args, kwargs))
     if not _identical(before, after):
         raise CaptureError(
             f"{type(call.model).__name__} changes a container among its inputs (a cache?) while it runs. "
             "Let it return a new one, or compile the submodules that do not change it."
         )
-    results = _seeded(lambda: found.graph(*found.flatten(args, kwargs)))
+    results = seeded(lambda: found.graph(*found.flatten(args, kwargs)))
     actual = pytree.tree_leaves(opened_caches(found.unflatten(results)))
     if len(actual) != len(expected) or not all(map(_same, actual, expected)):
         return "the graph's results differ from the model's on the example"
@@ -208,13 +192,6 @@ def _difference(call: Call, found: Capture) -> str | None:
 
 def _identical(left: Sequence[object], right: Sequence[object]) -> bool:
     return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
-
-
-def _seeded(run: Callable[[], Any]) -> Any:
-    """Two runs that draw random numbers draw the same, and the user's generator is left alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return run()
 
 
 def _same(actual: object, expected: object) -> bool:
@@ -265,7 +242,8 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    for module in training:  # not eval(): a model may override it to change weights
+        module.training = False
     try:
         yield
     finally:

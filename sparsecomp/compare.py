@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,9 +25,16 @@ def relative_error(actual: Any, expected: Any) -> float:
     return max((_tensor_error(y, y0) for y, y0 in zip(left, right, strict=True)), default=0.0)
 
 
+def _object_error(y: Any, y0: Any) -> float:
+    """Of objects that pytree does not look into, a dataclass or a cache say: of what they hold."""
+    if isinstance(y0, (type, Callable)) or not hasattr(y0, "__dict__"):  # type: ignore[arg-type]
+        return 0.0
+    return relative_error(vars(y), vars(y0)) if type(y) is type(y0) else float("inf")
+
+
 def _tensor_error(y: Any, y0: Any) -> float:
     if not isinstance(y0, Tensor):
-        return 0.0
+        return _object_error(y, y0)
     if not isinstance(y, Tensor) or y.shape != y0.shape or y.dtype != y0.dtype:
         return float("inf")
     if not y0.is_floating_point() or y0.numel() == 0:

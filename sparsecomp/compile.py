@@ -98,7 +98,7 @@ class Compiler:
             for region, measured in zip(executable.regions, seconds.values(), strict=True)
         )
         self.settled = converted(rewritten)
-        self.streams.keep({reading.weight for reading in self.settled})
+        self.streams.keep([stream for runner in executable.runners.values() for stream in runner.streams])
         return replace(executable, regions=regions)
 
     def _lower(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -24,9 +27,60 @@ def copied_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     return copied
 
 
+@contextmanager
+def unchanged(*models: nn.Module) -> Iterator[None]:
+    """Runs of the models meanwhile leave no trace in them: counters, caches, running statistics."""
+    modules = [module for model in models for module in model.modules()]
+    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
+    tensors = {
+        id(tensor): tensor
+        for _, *held in attributes
+        for values in held
+        for tensor in values.values()
+        if isinstance(tensor, Tensor) and tensor.layout is torch.strided and 0 not in tensor.stride()
+    }
+    values = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    try:
+        yield
+    finally:
+        for module, own, buffers in attributes:
+            vars(module).clear()
+            vars(module).update(own)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for key, tensor in tensors.items():
+            if not torch.equal(tensor, values[key]):
+                tensor.detach().copy_(values[key])
+
+
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Numbers, strings and the like that the modules of a model hold, by path."""
+    return {
+        f"{name}.{key}".removeprefix("."): value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, int | float | str | None)
+    }
+
+
+def adopt_attributes(model: nn.Module, other: nn.Module) -> None:
+    """Give the model the plain attributes of another with the same modules."""
+    modules = dict(model.named_modules())
+    for path, value in plain_attributes(other).items():
+        name, _, key = path.rpartition(".")
+        modules[name].__dict__[key] = value
+
+
+def seeded(run: Callable[[], Any]) -> Any:
+    """Two runs that draw random numbers draw the same, and the user's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return run()
+
+
 def run_example(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
-        return model(*args, **kwargs)
+        return seeded(lambda: model(*args, **kwargs))
     except Exception as error:
         shapes = pytree.tree_map_only(Tensor, lambda t: f"{list(t.shape)} {t.dtype}", (list(args), kwargs))
         raise InputError(
@@ -34,3 +88,40 @@ def run_example(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
             f"It was called with args={shapes[0]}, kwargs={shapes[1]}. Pass example_inputs=(x, ...) as the "
             "positional arguments of the model's forward, example_kwargs={...} as its keyword arguments."
         ) from error
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The example a model is compiled on, and what the model gives for it."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    expected: Any
+    changing: tuple[str, ...]
+    """Plain attributes of the model, by path, that every call changes."""
+
+    @staticmethod
+    def of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
+        """
+        Raises:
+            InputError: the model cannot be run on these inputs.
+        """
+        with unchanged(model):
+            first, kfirst = copied_call(args, kwargs)
+            expected = run_example(model, first, kfirst)
+            before = plain_attributes(model)
+            again, kagain = copied_call(args, kwargs)
+            run_example(model, again, kagain)
+            after = plain_attributes(model)
+        changing = tuple(sorted(path for path, value in after.items() if before.get(path) != value))
+        return Trial(model, args, kwargs, expected, changing)
+
+    def call(self) -> Call:
+        """On copies of the arguments."""
+        return copied_call(self.args, self.kwargs)
+
+    def run(self, model: nn.Module) -> Any:
+        """This or another model, on copies of the arguments, with the random numbers of `expected`."""
+        args, kwargs = self.call()
+        return seeded(lambda: model(*args, **kwargs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sparsecomp import codegen
 from sparsecomp.capture import capture
 from sparsecomp.compile import Options
 from sparsecomp.errors import CaptureError, InputError
-from sparsecomp.example import copied_call, run_example
+from sparsecomp.example import copied_call, run_example, unchanged
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
 from sparsecomp.passes import analysis
@@ -61,16 +62,12 @@ def compile_sparse(
         InputError: the model or the inputs cannot be used; the message says why and what to do.
     """
     args, kwargs = _call(model, example_inputs, example_kwargs)
-    if isinstance(model, ExportedProgram):
-        module: nn.Module = model.module()
-    else:
-        module = model
-        _check_model(module)
+    module = _module(model)
     options = Options(
         Target.parse(target), _positive(threads), _names(module, skip), _speedup(min_speedup), verbose
     )
     codegen.check_runs_here(options.target)
-    if dynamic_shapes is not None and not isinstance(dynamic_shapes, Mapping | Sequence):
+    if isinstance(dynamic_shapes, str) or not isinstance(dynamic_shapes, Mapping | Sequence | NoneType):
         raise InputError("dynamic_shapes must be a mapping, tuple or list, as torch.export.export takes it.")
     compiled = SparseModule(module, options, dynamic_shapes)
     if args is not None:
@@ -95,21 +92,18 @@ def analyze(
         raise InputError(
             "analyze needs example inputs: pass example_inputs=(x, ...) or example_kwargs={...}."
         )
-    if not isinstance(model, ExportedProgram):
-        _check_model(model)
+    module = _module(model)
+    names = _names(module, skip)
     notes: tuple[str, ...] = ()
-    with torch.no_grad():
-        if isinstance(model, nn.Module):
-            run_example(model, *copied_call(args, kwargs))
+    with torch.no_grad(), unchanged(module):
+        run_example(module, *copied_call(args, kwargs))
         try:
-            captured = capture(model, *copied_call(args, kwargs))
+            captured = capture(module, *copied_call(args, kwargs))
             graph, inputs = captured.graph, tuple(captured.flatten(args, kwargs))
         except CaptureError as error:
-            assert isinstance(model, nn.Module)
-            recorded = record_inputs(model, *copied_call(args, kwargs))
-            graph, inputs = layers_graph(model, recorded), tuple(recorded.values())
+            recorded = record_inputs(module, *copied_call(args, kwargs))
+            graph, inputs = layers_graph(module, recorded), tuple(recorded.values())
             notes = (f"the graph was not captured: {error}",)
-        names = _names(model, skip) if isinstance(model, nn.Module) else tuple(skip)
         program, steps = run(analysis(inputs, names), Program(graph))
     layers = layer_reports(program, {})
     return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
@@ -136,6 +130,19 @@ def _call(
     if example_inputs is None and example_kwargs is None:
         return None, {}
     return tuple(example_inputs or ()), dict(example_kwargs or {})
+
+
+def _module(model: object) -> nn.Module:
+    """What is compiled.
+
+    Raises:
+        InputError: it cannot be.
+    """
+    if isinstance(model, ExportedProgram):
+        return model.module()
+    _check_model(model)
+    assert isinstance(model, nn.Module)
+    return model
 
 
 def _check_model(model: object) -> None:
@@ -180,10 +187,12 @@ def _names(model: nn.Module, skip: object) -> tuple[str, ...]:
     names = (skip,) if isinstance(skip, str) else skip
     if not isinstance(names, Sequence | set | frozenset) or not all(isinstance(n, str) for n in names):
         raise InputError(f"skip must be names of layers or modules, not {skip!r}.")
-    known = {name for name, _ in model.named_modules()}
+    known = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
     for name in names:
         if name not in known:
             close = ", ".join(repr(n) for n in difflib.get_close_matches(name, known, 3))
             hint = f" Did you mean {close}?" if close else ""
-            raise InputError(f"skip names {name!r}, but the model has no module of that name.{hint}")
+            raise InputError(
+                f"skip names {name!r}, but the model has no module or parameter of that name.{hint}"
+            )
     return tuple(names)

@@ -16,6 +16,10 @@ class InferenceOnly(nn.Module):
     already, `eval()` or `to("cpu")` say, changes nothing and is allowed."""
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        self._load_from_state_dict()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Also called by a module that holds this one."""
         raise InferenceOnlyError(
             "a compiled module takes no new weights: load them into the model and compile it again."
         )
@@ -78,5 +82,5 @@ def without_backward(y: Tensor) -> Tensor:
     if not y.is_floating_point():
         return y
     with torch.enable_grad():
-        result: Tensor = _NoBackward.apply(y.requires_grad_())  # type: ignore[no-untyped-call]
+        result: Tensor = _NoBackward.apply(y.detach().requires_grad_())  # type: ignore[no-untyped-call]
     return result

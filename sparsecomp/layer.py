@@ -52,8 +52,9 @@ class Layer:
 
     @property
     def reading(self) -> Layer:
-        """How the parameter is read: the same for all layers and inputs that can share its packed weight."""
-        return replace(self, name="", source="", input_shape=())
+        """How the parameter is read: the same for all layers that can share a choice. Padding is left out,
+        which may differ with the size of the image."""
+        return replace(self, name="", source="", input_shape=(), padding=(0, 0, 0, 0))
 
     @property
     def output_size(self) -> tuple[int, int]:

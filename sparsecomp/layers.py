@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from sparsecomp.codegen import lower
 from sparsecomp.codegen.stream import StreamStore
 from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.inference_only import without_backward
 from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import padding_sides
 from sparsecomp.primitives import Runner
@@ -71,7 +72,8 @@ def record_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = (*args, *kwargs.values())
-            if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            plain = len(inputs) == 1 and isinstance(inputs[0], Tensor) and not inputs[0].is_nested
+            if plain and inputs[0].layout is torch.strided:
                 found.setdefault(name, inputs[0].detach())
 
         return hook
@@ -157,12 +159,17 @@ class SwappedForward:
         if runner is None:
             return self._dense(x)
         (y,) = runner.run([flat])
-        return y.squeeze(2) if flat is not x else y
+        y = y.squeeze(2) if flat is not x else y
+        return without_backward(y) if x.requires_grad and torch.is_grad_enabled() else y
 
     def _fits(self, x: Tensor) -> bool:
         layer = self.swap.layer
+        if x.is_nested or x.layout is not torch.strided:
+            return False
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
             return False
+        if torch.is_autocast_enabled("cpu"):
+            return False  # what runs in which type is PyTorch's to say
         if layer.op == "linear":
             return x.dim() > 0 and x.shape[-1] == layer.columns
         fits = x.dim() == 4 and x.shape[1] == layer.weight_shape[1] * layer.groups

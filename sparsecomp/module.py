@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,38 +14,28 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sparsecomp import codegen
-from sparsecomp.capture import capture
+from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
-from sparsecomp.contract import Capture
-from sparsecomp.errors import CaptureError, SparsecompError
-from sparsecomp.example import copied_call, run_example
-from sparsecomp.inference_only import InferenceOnly, without_backward
+from sparsecomp.drop_in import DropIn
+from sparsecomp.errors import CaptureError, InputError
+from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
+from sparsecomp.inference_only import without_backward
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
-from sparsecomp.packed import pack_attributes
+from sparsecomp.packed import pack_tensors
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
+from sparsecomp.variant import Variant
 
+LOG = logging.getLogger(__name__)
 MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A compiled graph and the calls it covers."""
-
-    capture: Capture
-    executable: Executable
-
-    def run(self, inputs: Sequence[Tensor]) -> Any:
-        """Of the graph's input tensors, in order."""
-        return self.capture.unflatten(self.executable.graph(*inputs))
-
-
-class SparseModule(InferenceOnly):
+class SparseModule(DropIn):
     """Same calls and outputs as the model it was compiled from, for inference only.
 
     It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
@@ -56,15 +47,14 @@ class SparseModule(InferenceOnly):
     _options: Options
     _dynamic_shapes: Any
     _compiler: Compiler
-    _skeleton: Skeleton
     _variants: list[Variant]
     _routes: Routes[Variant]
     _uncapturable: set[Any]
     """Kinds of calls (structure and dtypes) whose capture failed."""
-    _eager: nn.Module
-    """The model with its converted layers swapped, and its other converted weights unpacked when read."""
     _first: torch.utils.hooks.RemovableHandle
     _report: Report | None
+    _ready: bool
+    """Compiled and swapped: other threads may call."""
     _lock: threading.RLock
 
     def __init__(self, model: nn.Module, options: Options, dynamic_shapes: Any = None) -> None:
@@ -77,13 +67,9 @@ class SparseModule(InferenceOnly):
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
-        self._report = None
+        self._report, self._ready = None, False
         self._lock = threading.RLock()
         nn.Module.train(self, False)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Nothing set here is a parameter or a submodule of this module."""
-        self.__dict__[name] = value
 
     # Compiling -------------------------------------------------------------------------------------------
 
@@ -93,42 +79,57 @@ class SparseModule(InferenceOnly):
         Raises:
             InputError: the model cannot be run on the inputs, or a weight holds NaN or infinity.
         """
-        with self._lock, _on_trial(), watching(self._options.verbose) as watch:
+        with _on_trial(), self._lock, watching(self._options.verbose) as watch:
             if self._report is not None:
-                return  # another thread was first
-            self._first.remove()
-            model = self._skeleton.module
+                return  # another thread was first, or this is the trial of the swapped model
             watch.stage("running the model")
-            expected = run_example(model, *copied_call(args, kwargs))
-            try:
-                self._compile_graph(model, *copied_call(args, kwargs), expected, watch)
-            except CaptureError as error:
-                self._compile_layers(model, *copied_call(args, kwargs), str(error), watch)
-            except (RuntimeError, NotImplementedError) as error:  # of an operator that passes cannot run
-                if isinstance(error, SparsecompError):
-                    raise
-                self._compile_layers(
-                    model, *copied_call(args, kwargs), f"{type(error).__name__}: {error}", watch
-                )
-            self._skeleton.hollow(filter(self._skeleton.holds, self._compiler.streams.names))
+            trial = Trial.of(self._skeleton.module, args, kwargs)
+            self._descend(trial, watch)
+            dense = self._variants[0].reads if self._variants else frozenset()
+            packed = filter(self._skeleton.holds, self._compiler.streams.names)
+            self._skeleton.hollow(name for name in packed if name not in dense)
             self._skeleton.own()
             self._swap()
             if self._report is not None and self._report.rung == "layers":
-                self._check_swapped(expected, *copied_call(args, kwargs))
+                with unchanged(trial.model, self._eager):
+                    self._check_swapped(trial)
+            self._first.remove()
+            self._ready = True
 
     def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first call that reaches the eager model by a method of its own, `generate` say."""
         self.compile_for(args, kwargs)
 
-    def _compile_graph(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any, watch: Watch
-    ) -> None:
+    def _descend(self, trial: Trial, watch: Watch) -> None:
+        """Take the first rung of the ladder that holds. Whatever fails in the depths becomes a note."""
+        reasons: tuple[str, ...] = ()
+        if trial.changing:  # a graph would keep them at what they were when it was captured
+            reasons = (f"the graph was not captured: every call changes {', '.join(trial.changing)}",)
+        for rung in (self._compile_graph, self._compile_layers)[len(reasons) :]:
+            try:
+                with unchanged(trial.model):
+                    rung(trial, reasons, watch)
+            except InputError:
+                raise
+            except Exception as error:  # noqa: BLE001
+                what = "graph was" if not reasons else "layers were"
+                reasons += (f"the {what} not captured: {_said(error)}",)
+                self._compiler = Compiler(self._options)
+                self._variants.clear()
+                self._routes.clear()
+            else:
+                return
+        empty = Report(codegen.describe(self._options.target), self._options.thread_count(), (), (), {})
+        self._report = replace(empty, rung="eager", notes=reasons)
+
+    def _compile_graph(self, trial: Trial, reasons: tuple[str, ...], watch: Watch) -> None:
+        args, kwargs = trial.call()
         watch.stage("capturing the graph")
-        captured = capture(model, args, kwargs, self._dynamic_shapes)
+        captured = capture(trial.model, args, kwargs, self._dynamic_shapes)
         inputs = tuple(captured.flatten(args, kwargs))
         executable = self._compiler.compile(captured.graph, inputs, watch)
         variant = Variant(captured, executable)
-        notes = (captured.note,) if captured.note else ()
+        notes = tuple(filter(None, (*reasons, captured.note, self._computed_weights())))
         report = self._new_report(executable, "whole graph", notes)
         if not self._compiler.settled:
             self._report = replace(
@@ -136,45 +137,52 @@ class SparseModule(InferenceOnly):
             )
             return
         watch.stage("comparing with the model")
+        error = relative_error(seeded(lambda: variant.run(inputs)), trial.expected)
         self._variants.append(variant)
-        error = relative_error(self._dispatch(args, kwargs), expected)
         eager, compiled = alternating_seconds(
-            lambda: model(*args, **kwargs), lambda: self._dispatch(args, kwargs)
+            lambda: trial.model(*args, **kwargs), lambda: self._dispatch(args, kwargs)
         )
         report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
-        if error > TOLERANCE:
-            self._give_up(report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model")
-        elif compiled * self._options.min_speedup > eager and self._options.target.kind != "reference":
-            times = f"{compiled * 1e3:.2f} ms against {eager * 1e3:.2f}"
-            self._give_up(report, f"as a whole the compiled model is slower, {times}: PyTorch runs it")
+        note = self._refused(error, eager, compiled)
+        if note:
+            self._give_up(report, note)
         else:
             self._report = report
 
-    def _compile_layers(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str, watch: Watch
-    ) -> None:
+    def _refused(self, error: float, eager: float, compiled: float) -> str:
+        """Why PyTorch runs the model after all, if it does."""
+        if error > TOLERANCE:
+            return f"outputs differ by {error:.1e} of the largest: PyTorch runs the model"
+        if compiled * self._options.min_speedup > eager and self._options.target.kind != "reference":
+            times = f"{compiled * 1e3:.2f} ms against {eager * 1e3:.2f}"
+            return f"as a whole the compiled model is slower, {times}: PyTorch runs it"
+        return ""
+
+    def _computed_weights(self) -> str:
+        """A note on packed weights that are no parameters, if there are."""
+        computed = [name for name in self._compiler.streams.names if not self._skeleton.holds(name)]
+        if not computed:
+            return ""
+        return (
+            f"{len(computed)} packed weights, {computed[0]!r} for one, are computed from parameters that are "
+            "held as well: make pruning permanent (torch.nn.utils.prune.remove) before compiling"
+        )
+
+    def _compile_layers(self, trial: Trial, reasons: tuple[str, ...], watch: Watch) -> None:
         watch.stage("recording layers")
-        inputs = record_inputs(model, args, kwargs)
-        graph = layers_graph(model, inputs)
+        args, kwargs = trial.call()
+        inputs = record_inputs(trial.model, args, kwargs)
+        graph = layers_graph(trial.model, inputs)
         executable = self._compiler.compile(graph, tuple(inputs.values()), watch)
         rung = "layers" if self._compiler.settled else "eager"
-        self._report = self._new_report(executable, rung, (f"the graph was not captured: {reason}",))
+        self._report = self._new_report(executable, rung, reasons)
 
     def _give_up(self, report: Report, note: str) -> None:
         self._compiler.settled = {}
-        self._compiler.streams.keep(set())
+        self._compiler.streams.keep(())
         self._variants.clear()
         self._routes.clear()
-        layers = tuple(
-            replace(
-                layer,
-                choice=replace(layer.choice, how=None, reason=note) if layer.choice else None,
-                nbytes=layer.dense_bytes,
-            )
-            for layer in report.layers
-        )
-        notes = (*report.notes, note)
-        self._report = replace(report, rung="eager", layers=layers, regions=(), notes=notes)
+        self._report = report.given_up(note)
 
     def _new_report(self, executable: Executable, rung: str, notes: tuple[str, ...]) -> Report:
         return Report(
@@ -198,18 +206,21 @@ class SparseModule(InferenceOnly):
                 for stream, how in streams.entries()
             },
         )
-        pack_attributes(self._eager, self._skeleton.hollows, streams.weight)
+        pack_tensors(self._eager, self._skeleton.hollows, streams.weight)
 
-    def _check_swapped(self, expected: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Where there is no graph, see that the swapped model still gives the same."""
-        error = relative_error(self._eager(*args, **kwargs), expected)
-        if error > TOLERANCE:
-            self._skeleton.refill(self._compiler.streams.weight)
+    def _check_swapped(self, trial: Trial) -> None:
+        """Where there is no graph, see that the swapped model gives the same, and not later."""
+        assert self._report is not None
+        with unchanged(self._eager):
+            error = relative_error(trial.run(self._eager), trial.expected)
+        with self._skeleton.filled(self._weight) as model:
+            eager, compiled = alternating_seconds(lambda: trial.run(model), lambda: trial.run(self._eager))
+        self._report = replace(self._report, eager_seconds=eager, compiled_seconds=compiled)
+        note = self._refused(error, eager, compiled)
+        if note:
+            self._skeleton.refill(self._weight)
             self._eager = self._skeleton.module
-            assert self._report is not None
-            self._give_up(
-                self._report, f"outputs differ by {error:.1e} of the largest: PyTorch runs the model"
-            )
+            self._give_up(self._report, note)
 
     # Calling ---------------------------------------------------------------------------------------------
 
@@ -225,7 +236,7 @@ class SparseModule(InferenceOnly):
         return pytree.tree_map_only(Tensor, without_backward, outputs) if wants_gradient else outputs
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._report is None:
+        if not self._ready:
             self.compile_for(args, kwargs)
         return self._dispatch(args, kwargs)
 
@@ -252,7 +263,7 @@ class SparseModule(InferenceOnly):
         """A graph for shapes not seen before, on the weights there are; None if it cannot be had."""
         leaves, structure = pytree.tree_flatten((args, kwargs))
         kind = (structure, tuple(leaf.dtype if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
-        with self._lock:
+        with COMPILING, self._lock:
             covering = self._covering(args, kwargs)
             if covering is not None:
                 return covering  # another thread was first
@@ -263,9 +274,11 @@ class SparseModule(InferenceOnly):
                 return None
             try:
                 variant = self._compile_variant(args, kwargs)
-            except CaptureError as error:
+            except InputError:
+                raise
+            except Exception as error:  # noqa: BLE001  as when it is compiled first
                 self._uncapturable.add(kind)
-                self._note(f"a call runs layer by layer: {error}")
+                self._note(f"a call runs layer by layer: {_said(error)}")
                 return None
             self._variants.append(variant)
             return variant
@@ -276,17 +289,18 @@ class SparseModule(InferenceOnly):
         with (
             _on_trial(),
             self._skeleton.filled(streams.weight) as model,
+            unchanged(model),
             watching(self._options.verbose) as watch,
         ):
             expected = run_example(model, *copied_call(args, kwargs))
             args, kwargs = copied_call(args, kwargs)
             captured = capture(model, args, kwargs, self._dynamic_shapes)
             executable = self._compiler.compile(captured.graph, tuple(captured.flatten(args, kwargs)), watch)
-        dense = [name for name in streams.names if _reads(executable, name)]
+        variant = Variant(captured, executable)
+        dense = sorted(variant.reads.intersection(self._skeleton.hollows))
         if dense:
             raise CaptureError(f"for these inputs {dense[0]!r} would be needed dense")
-        variant = Variant(captured, executable)
-        error = relative_error(variant.run(captured.flatten(args, kwargs)), expected)
+        error = relative_error(seeded(lambda: variant.run(captured.flatten(args, kwargs))), expected)
         if error > TOLERANCE:
             raise CaptureError(f"the graph's outputs differ by {error:.1e} of the largest")
         self._note(f"compiled once more: {refused}")
@@ -304,7 +318,7 @@ class SparseModule(InferenceOnly):
             self._report = replace(self._report, layers=layers)
 
     def _run_dense(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with self._skeleton.filled(self._compiler.streams.weight) as model:
+        with self._skeleton.filled(self._weight) as model:
             return model(*args, **kwargs)
 
     def _note(self, note: str) -> None:
@@ -312,6 +326,9 @@ class SparseModule(InferenceOnly):
             self._report = replace(self._report, notes=(*self._report.notes, note))
 
     # What a user may ask ---------------------------------------------------------------------------------
+
+    def _weight(self, name: str) -> Tensor:
+        return self._compiler.streams.weight(name)
 
     @property
     def report(self) -> Report:
@@ -333,35 +350,12 @@ class SparseModule(InferenceOnly):
         Returns the error, max|y - y0| / max|y0|, the largest over the output tensors; infinite where shapes
         or structure differ. Takes as long as both models, and for its duration the memory of the original.
         """
-        with torch.no_grad(), self._skeleton.filled(self._compiler.streams.weight) as model:
-            expected = model(*args, **kwargs)
-        return relative_error(self(*args, **kwargs), expected)
-
-    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """The original model's state, dense."""
-        state = self._skeleton.state_dict(self._compiler.streams.weight)
-        if destination is None:
-            return state
-        destination.update({prefix + name: value for name, value in state.items()})
-        return destination
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The original model's; converted weights are unpacked one by one."""
-        return self._skeleton.named_parameters(self._compiler.streams.weight, *args, **kwargs)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        return self._skeleton.module.named_buffers(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            model = self.__dict__.get("_eager")
-            if model is None or not hasattr(model, name):
-                raise AttributeError(
-                    f"neither SparseModule nor {type(model).__name__} has {name!r}"
-                ) from None
-            return getattr(model, name)
+        call, kcall = copied_call(args, kwargs)
+        with torch.no_grad(), self._skeleton.filled(self._weight) as model, unchanged(model):
+            adopt_attributes(model, self._eager)
+            expected = seeded(lambda: model(*call, **kcall))
+        with unchanged(self._eager):
+            return relative_error(seeded(lambda: self(*copied_call(args, kwargs)[0], **kwargs)), expected)
 
     def extra_repr(self) -> str:
         return self.report._headline()
@@ -370,12 +364,16 @@ class SparseModule(InferenceOnly):
 @contextmanager
 def _on_trial() -> Iterator[None]:
     """No gradients, and the user's random numbers go on as if nothing had been compiled."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with COMPILING, torch.no_grad(), torch.random.fork_rng(devices=[]):
         yield
 
 
-def _reads(executable: Executable, weight: str) -> bool:
-    return any(node.op == "get_attr" and node.target == weight for node in executable.graph.graph.nodes)
+def _said(error: Exception) -> str:
+    """The reason for a note; what nobody foresaw is logged with the place it came from."""
+    if isinstance(error, CaptureError):
+        return str(error)
+    LOG.info("a graph could not be compiled", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _empty(leaves: Sequence[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -149,6 +149,18 @@ class Report:
             "compiled_model_ms": _ms(compiled),
             "speedup": eager / compiled if eager and compiled else None,
         }
+
+    def given_up(self, reason: str) -> Report:
+        """The report when PyTorch runs the model after all."""
+        layers = tuple(
+            replace(
+                layer,
+                choice=replace(layer.choice, how=None, reason=reason) if layer.choice else None,
+                nbytes=layer.dense_bytes,
+            )
+            for layer in self.layers
+        )
+        return replace(self, rung="eager", layers=layers, regions=(), notes=(*self.notes, reason))
 
     def as_dict(self) -> dict[str, Any]:
         return {

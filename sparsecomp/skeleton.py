@@ -124,14 +124,13 @@ class Skeleton:
                     for tensor in self._hollow.values():
                         _empty(tensor)
 
-    def named_parameters(
-        self, weights: Weights, *args: Any, **kwargs: Any
-    ) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's parameters; each hollow one is unpacked when its turn comes."""
+    def unpacked(self, named: Iterable[tuple[str, Any]], weights: Weights) -> Iterator[tuple[str, Any]]:
+        """Tensors of the module with their names; each hollow one is unpacked when its turn comes."""
         names = {id(tensor): name for name, tensor in self._hollow.items()}
-        for name, tensor in self.module.named_parameters(*args, **kwargs):
-            packed = names.get(id(tensor))
-            yield name, tensor if packed is None else nn.Parameter(weights(packed), requires_grad=False)
+        for name, tensor in named:
+            values = weights(names[id(tensor)]) if id(tensor) in names else tensor
+            wrapped = isinstance(tensor, nn.Parameter) and values is not tensor
+            yield name, nn.Parameter(values, requires_grad=False) if wrapped else values
 
     def state_dict(self, weights: Weights) -> dict[str, Any]:
         """The model's state dict, dense: its keys, in its order."""

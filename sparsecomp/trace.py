@@ -94,9 +94,11 @@ def export(call: Call, shapes: Shapes) -> Traced:
         constants = {i: result for i, result in enumerate(results) if not isinstance(result, TRACED)}
         return tuple(result for result in results if isinstance(result, TRACED))
 
+    flat = _Flat(call.model, run)
+    flat.training = False  # not eval(): a model may override it to change weights
     dims = [shapes.get(id(tensor)) for tensor in tensors]
     program = torch.export.export(
-        _Flat(call.model, run).eval(),
+        flat,
         tuple(map(_widened, tensors, dims)),
         dynamic_shapes={"tensors": tuple(dims)} if any(dims) else None,
         strict=False,
@@ -108,7 +110,7 @@ def export(call: Call, shapes: Shapes) -> Traced:
                 f"{type(constant).__name__}. Let it return tensors in tuples, lists and dicts (Hugging Face: "
                 "use_cache=False)."
             )
-    rest = iter(user_inputs(program))
+    rest = iter(_user_inputs(program))
     inputs = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Traced(program, in_spec, inputs, out_spec, constants, prefix="model.")
 
@@ -150,7 +152,7 @@ def _widened(tensor: Tensor, dims: Any) -> Tensor:
     return tensor.detach()
 
 
-def user_inputs(program: ExportedProgram) -> list[Any]:
+def _user_inputs(program: ExportedProgram) -> list[Any]:
     """Placeholders of the inputs that are tensors, values of those that are constants."""
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     args = [s.arg for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]

@@ -482,29 +482,6 @@ def test_symbolic_trace(net: Net) -> None:
     covers(captured, net, x=images(3))
 
 
-def test_exported_program(net: Net) -> None:
-    program = torch.export.export(net, (images(2),), dynamic_shapes=({0: Dim("batch", max=16)},))
-    captured = capture(program)
-    for batch in (1, 3, 16):
-        covers(captured, net, images(batch))
-        covers(captured, net, x=images(batch))
-    assert captured.refuses((images(17),), {}) is not None
-    assert captured.graph.get_parameter("head.weight") is program.state_dict["head.weight"]
-
-
-def test_exported_program_with_structure_and_constants() -> None:
-    model = Structured()
-    args, kwargs = ({"x": torch.rand(2, 4)},), {"scale": 3.0, "u": torch.rand(2, 2)}
-    captured = capture(torch.export.export(model, args, kwargs))
-    covers(captured, model, *args, **kwargs)
-    assert captured.refuses(args, kwargs | {"scale": 2.0}) == "argument 'scale' was 3.0, is 2.0"
-
-
-def test_exported_program_that_writes() -> None:
-    with pytest.raises(CaptureError, match="writes to its buffer 'calls'"):
-        capture(torch.export.export(Counts(), (torch.rand(2, 4),)))
-
-
 # Models of transformers.
 
 

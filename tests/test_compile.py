@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -331,6 +332,8 @@ def test_zeros_that_are_made_at_every_call(how: str) -> None:
             parametrize.register_parametrization(layer, "weight", Zeroed(layer.weight))
     compiled = compile_sparse(model.eval(), (torch.randn(2, 70),), min_speedup=0.0)
     assert error(compiled, model, torch.randn(5, 70)) < TOLERANCE
+    notes = compiled.report.notes if how == "hooks" else ()
+    assert all("make pruning permanent" in note for note in notes)
     density = {layer.layer.name: layer.facts.density for layer in compiled.report.layers}
     assert sorted(round(value, 2) for value in density.values()) == [0.1, 0.1, 1.0]
     state = compiled.state_dict()
@@ -405,6 +408,148 @@ def test_one_weight_read_by_two_layers() -> None:
         assert len(names(compiled)) == converted
         assert error(compiled, model, torch.randn(3, 24)) < TOLERANCE
         assert len(compiled._compiler.streams.names) == bool(converted)
+
+
+class TwoSizes(nn.Module):
+    """One layer on many tokens and on one: alone the second would stay with PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 40)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), self.layer(x[:1])
+
+
+class LeftOperand(TwoSizes):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), torch.mm(self.layer.weight, x.t())
+
+
+class NoBatch(TwoSizes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 8, 3)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.reshape(-1, 8, 6, 1).expand(-1, -1, -1, 6)
+        return self.layer(x), self.layer(x[0])
+
+
+class LosesAlone(StoredCost):
+    """Kernels gain on many tokens only."""
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
+        dense, *kernels = super().candidates(layer, matrix)
+        gain = 2.0 if layer.output_size[1] > 1 else 0.9
+        return dense, *(
+            replace(kernel, seconds=1e-9 * len(matrix) / gain) for kernel in kernels if kernel.how
+        )
+
+
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+@pytest.mark.parametrize(("kind", "converted"), [(TwoSizes, 2), (LeftOperand, 0), (NoBatch, 0)])
+def test_a_weight_is_packed_for_all_its_readers_or_for_none(
+    kind: type[nn.Module], converted: int, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codegen, "meter", lambda target, threads: LosesAlone())
+    model = kind().eval()
+    prune(model, "unstructured", 0.8)
+    compiled = compile_sparse(model, (torch.randn(20, 48),), target=target, min_speedup=0.0)
+    assert len(names(compiled)) == converted
+    assert len(compiled._compiler.streams.entries()) == bool(converted)
+    for tokens in (20, 3):
+        assert error(compiled, model, torch.randn(tokens, 48)) < TOLERANCE
+
+
+class Time(nn.Module):
+    """Dimension 0 is not a batch but what the convolution runs over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x.t()[None])[0].t()
+        return y
+
+
+@pytest.mark.usefixtures("any_kernel")
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_an_image_size_that_changes_within_a_graph(target: str) -> None:
+    model = Time().eval()
+    prune(model, "unstructured", 0.8)
+    compiled = compile_sparse(model, (torch.randn(20, 8),), target=target, min_speedup=0.0)
+    assert "image size changes" in compiled.report.as_dict()["untouched"][0]["reason"]
+    for steps in (20, 7, 33):
+        assert error(compiled, model, torch.randn(steps, 8)) < TOLERANCE
+    conv = nn.Sequential(nn.Conv2d(3, 8, 3)).eval()
+    sizes = {"input": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    compiled = compile_sparse(
+        conv, (torch.randn(2, 3, 9, 9),), target=target, min_speedup=0.0, dynamic_shapes=sizes
+    )
+    for size in (9, 12, 6):
+        assert error(compiled, conv, torch.randn(2, 3, size, size)) < TOLERANCE
+
+
+class Norms(nn.Module):
+    """Batch norm over a dimension that is not the layer's rows, and one whose factor is computed."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16) if not computed else nn.Conv1d(16, 16, 1)
+        self.norm = nn.BatchNorm1d(16 if computed else 5)
+        self.computed = computed
+        for tensor in (self.norm.weight, self.norm.bias, self.norm.running_mean):
+            assert isinstance(tensor, Tensor)
+            nn.init.normal_(tensor)
+
+    def forward(self, x: Tensor, g: Tensor) -> Tensor:
+        if not self.computed:
+            y: Tensor = self.norm(self.layer(x))
+            return y
+        n = self.norm
+        return F.batch_norm(self.layer(x.transpose(1, 2)), n.running_mean, n.running_var, g, n.bias)
+
+
+@pytest.mark.usefixtures("any_kernel")
+@pytest.mark.parametrize("computed", [False, True])
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_norms_that_are_none_of_the_rows(computed: bool, target: str) -> None:
+    model = Norms(computed).eval()
+    prune(model, "unstructured", 0.5)
+    call = torch.randn(2, 5, 16), torch.randn(16)
+    shapes = {"x": {0: torch.export.Dim.AUTO}, "g": None}
+    compiled = compile_sparse(model, call, target=target, min_speedup=0.0, dynamic_shapes=shapes)
+    assert compiled.report.rung == "whole graph"
+    assert len(names(compiled)) == 1
+    assert error(compiled, model, *call) < TOLERANCE
+
+
+def test_random_models_are_compared_with_the_same_random_numbers() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(self.layer(x), 0.5, training=True)
+
+    model, x = Noisy().eval(), torch.randn(4, 16)
+    compiled = compile_sparse(model, (x,), target="reference", min_speedup=0.0)
+    assert compiled.report.rung == "whole graph"
+    assert compiled.verify(x) < TOLERANCE
+
+
+def test_a_graph_that_cannot_run_leaves_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails in the depths, the user gets a model that runs, and a reason."""
+    monkeypatch.setattr("sparsecomp.module.Variant.run", lambda *_: 1 / 0)
+    model, x = Mlp().eval(), torch.randn(2, 70)
+    prune(model, "unstructured", 0.9)
+    compiled = compile_sparse(model, (x,), target="reference", min_speedup=0.0)
+    assert compiled.report.rung == "layers"
+    assert "ZeroDivisionError" in compiled.report.notes[0]
+    assert error(compiled, model, x) < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsecomp import InputError, SparsecompError, Target, analyze, compile_sparse
 
@@ -279,3 +280,32 @@ def test_dynamic_shapes_of_what_is_no_input(net: Net, shapes: Any) -> None:
 
 def test_dynamic_shapes_that_are_none(net: Net) -> None:
     says(message(lambda: compiled(net, dynamic_shapes=3)), "dynamic_shapes")
+
+
+class Bare(nn.Module):
+    """Weights that are no modules' own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(16, 16))
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.w)
+        z: Tensor = self.attention(y, y, y)[0]
+        return z
+
+
+def test_layers_are_skipped_by_the_names_they_are_reported_by() -> None:
+    model, x = Bare().eval(), torch.randn(2, 3, 16)
+    names = [layer.layer.name for layer in analyze(model, (x,)).layers]
+    assert "w" in names
+    for name in names:
+        found = analyze(model, (x,), skip=(name,))
+        assert name not in [layer.layer.name for layer in found.layers]
+    with torch.no_grad():
+        model.w[0, 0] = float("nan")
+    said = message(lambda: compile_sparse(model, (x,)))
+    assert "skip=('w',)" in said
+    assert "test_errors.py" in said
+    compile_sparse(model, (x,), target="reference", skip=("w",))

@@ -376,6 +376,28 @@ def test_padding_outside_of_the_layer(target: str) -> None:
     assert isinstance(compiled.conv.forward, SwappedForward)
 
 
+class SamePadded(nn.Module):
+    """As TensorFlow pads: by how much depends on the size of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 16, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        right, below = (1 if size % 2 == 0 else 2 for size in (x.shape[3], x.shape[2]))
+        y: Tensor = self.conv(F.pad(x, (right // 2, right - right // 2, below // 2, below - below // 2)))
+        return y
+
+
+@both
+def test_padding_that_depends_on_the_size(target: str) -> None:
+    model = sparse(SamePadded())
+    compiled = compile_sparse(model, (torch.randn(2, 8, 10, 10),), target=target, min_speedup=0.0)
+    for size in ((10, 10), (11, 9), (12, 7)):
+        assert error(compiled, model, torch.randn(2, 8, *size)) < TOLERANCE
+    assert len(compiled._variants) == 3
+
+
 class Encoder(nn.Module):
     """Offers a method of its own, which reads a weight that no module of PyTorch's multiplies."""
 

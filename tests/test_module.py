@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import logging
 import os
 import pickle
 import subprocess
@@ -12,6 +13,8 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,7 +25,8 @@ from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache
 
 from benchmarks.prune import prune
-from sparsecomp import InferenceOnlyError, InputError, SparseModule, compile_sparse
+from sparsecomp import InferenceOnlyError, InputError, SparseModule, analyze, compile_sparse
+from sparsecomp.codegen import stream
 from sparsecomp.codegen.arena import ArenaPool
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.module import MAX_VARIANTS
@@ -279,6 +283,173 @@ def test_without_anything_to_gain_pytorch_runs_the_model(x: Tensor) -> None:
     assert compiled.report.sparse_layers == []
     assert torch.equal(compiled(x), model(x))
     assert error(compiled, model, torch.randn(7, 9, FEATURES)) == 0.0
+
+
+def test_models_that_ask_for_their_first_parameter() -> None:
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, FEATURES, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x.to(next(self.parameters()).dtype))
+            return y if y.sum() < 1e30 else x
+
+    model, x = pruned(Asking()), torch.randn(2, FEATURES)
+    compiled = compiled_of(model, x)
+    assert compiled.report.rung == "layers"
+    assert error(compiled, model, x) < TOLERANCE
+
+
+def test_methods_under_autocast_give_the_types_of_the_model() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, FEATURES)
+
+        def other(self, x: Tensor) -> Tensor:
+            y: Tensor = self.layer(x)
+            return y
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(x)
+
+    model, x = pruned(Two()), torch.randn(2, FEATURES)
+    compiled = compiled_of(model, x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert compiled.other(x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert relative_error(compiled.other(x), model(x)) < TOLERANCE
+        assert compiled.layer.forward._runners[()] is not None
+    with pytest.raises(InferenceOnlyError, match="no backward"):
+        compiled.other(x.requires_grad_()).sum().backward()
+
+
+class Stateful(nn.Module):
+    """Changes a buffer and a plain attribute in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, FEATURES)
+        self.register_buffer("steps", torch.zeros(()))
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.steps, Tensor)
+        self.steps += 1
+        self.calls += 1
+        y: Tensor = self.layer(x) + self.steps * self.calls
+        return y
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_state_advances_with_calls_alone(given: bool) -> None:
+    """Not by compiling, which runs the model many times, and not by comparing."""
+    model: Any = pruned(Stateful())
+    x = torch.randn(2, FEATURES)
+    analyze(model, (x,))
+    compiled = compile_sparse(model, (x,) if given else None, target="reference", min_speedup=0.0)
+    assert (model.calls, float(model.steps)) == (0, 0.0)
+    for _ in range(3):
+        assert error(compiled, model, x) < TOLERANCE
+        assert compiled.verify(x) < TOLERANCE
+    assert compiled.steps == 3
+
+
+def test_a_number_that_every_call_changes_is_not_frozen_into_a_graph() -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, FEATURES)
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            y: Tensor = self.layer(x) * self.calls
+            return y
+
+    model, x = pruned(Calls()), torch.randn(2, FEATURES)
+    compiled = compile_sparse(model, (x,), target="reference", min_speedup=0.0)
+    assert compiled.report.rung == "layers"
+    assert compiled.report.notes == ("the graph was not captured: every call changes calls",)
+    for _ in range(3):
+        assert error(compiled, model, x) < TOLERANCE
+
+
+@dataclass
+class Answer:
+    y: Tensor
+    more: Any = None
+
+
+def test_verify_looks_into_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(FEATURES, FEATURES)
+
+        def forward(self, x: Tensor) -> Answer:
+            return Answer(self.layer(x), more=Answer(x))
+
+    model, x = pruned(Answering()), torch.randn(2, FEATURES)
+    compiled = compile_sparse(model, (x,), target="reference", min_speedup=0.0)
+    assert compiled.verify(x) < TOLERANCE
+    read = stream.read_stream
+    monkeypatch.setattr("sparsecomp.codegen.reference.read_stream", lambda of: 3 * read(of))
+    assert compiled.verify(x) > 0.1
+
+
+def test_an_encoder_with_a_padding_mask() -> None:
+    """PyTorch's fast path packs sequences of several lengths into one nested tensor."""
+    layer = nn.TransformerEncoderLayer(FEATURES, 4, 64, batch_first=True)
+    model, x = pruned(nn.TransformerEncoder(layer, 2)), torch.randn(2, 7, FEATURES)
+    call = {"src": x, "src_key_padding_mask": torch.arange(7)[None].expand(2, 7) > 4}
+    compiled = compile_sparse(model, example_kwargs=call, target="reference", min_speedup=0.0)
+    with torch.no_grad():
+        assert relative_error(compiled(**call), model(**call)) < TOLERANCE
+        assert relative_error(compiled(x), model(x)) < TOLERANCE
+    assert analyze(model, example_kwargs=call).notes
+
+
+def test_state_dict_with_a_prefix_and_in_a_parent(tokens: nn.Module, x: Tensor) -> None:
+    compiled = compiled_of(tokens, x)
+    assert set(compiled.state_dict(prefix="m.")) == {f"m.{name}" for name in tokens.state_dict()}
+    parent = nn.Sequential(compiled)
+    with pytest.raises(InferenceOnlyError, match="takes no new weights"):
+        parent.load_state_dict(parent.state_dict())
+
+
+def test_a_cache_folder_that_cannot_be_written(
+    tokens: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SPARSECOMP_CACHE", "/proc/nowhere")
+    compiled = compile_sparse(tokens, (x,), target="cpu", min_speedup=0.0)
+    assert error(compiled, tokens, x) < TOLERANCE
+    assert "measurements are not kept" in caplog.text
+
+
+def test_two_models_are_compiled_at_once() -> None:
+    """torch.export redirects logs and standard error for all threads."""
+    models = [pruned(Tokens()) for _ in range(4)]
+    stderr, disabled = sys.stderr, logging.root.manager.disable
+    with ThreadPoolExecutor(4) as pool:
+        calls = [torch.randn(2, 3 + i, FEATURES) for i in range(4)]
+        made = list(
+            pool.map(lambda m, x: compile_sparse(m, (x,), target="reference", min_speedup=0.0), models, calls)
+        )
+    assert sys.stderr is stderr
+    assert logging.root.manager.disable == disabled
+    assert all(error(c, m, x) < TOLERANCE for c, m, x in zip(made, models, calls, strict=True))
+
+
+def test_arenas_go_with_the_module(tokens: nn.Module, x: Tensor) -> None:
+    compiled = compiled_of(tokens, x, target="cpu")
+    compiled(x)
+    gc.collect()
+    before = sum(isinstance(found, ArenaPool) for found in gc.get_objects())
+    del compiled
+    gc.collect()
+    assert sum(isinstance(found, ArenaPool) for found in gc.get_objects()) < before
 
 
 # Generation --------------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsecomp.packed import pack_attributes
+from sparsecomp.packed import pack_tensors
 
 
 class Holder(nn.Module):
@@ -33,20 +34,30 @@ def test_reading_unpacks() -> None:
         asked.append(name)
         return values[name].detach()
 
-    pack_attributes(model, packed, weights)
+    pack_tensors(model, packed, weights)
     assert asked == []
     found: list[Any] = [model.first.weight, model.tied.weight, model.listed[0], model.buffer, model.plain]
     assert asked == ["first.weight", "first.weight", "listed.0", "buffer", "plain"]
     assert all(torch.equal(tensor, torch.full_like(tensor, 7)) for tensor in found)
     assert [isinstance(tensor, nn.Parameter) for tensor in found] == [True, True, True, False, False]
-    assert [name for name, _ in model.named_parameters()] == ["first.bias", "tied.bias"]
     assert torch.equal(model.first(torch.ones(1, 3)), 21 + model.first.bias[None])
 
 
-def test_other_modules_keep_their_class() -> None:
+def test_parameters_are_still_listed() -> None:
+    """Models ask `next(self.parameters())` for device and dtype."""
     model = Holder()
-    pack_attributes(model, {"first.weight": model.first.weight}, lambda name: torch.zeros(2, 3))
-    assert type(model) is Holder
-    assert isinstance(model.first, nn.Linear)
-    assert type(model.first).__name__ == "Linear"
-    assert model.first.bias is model._modules["first"]._parameters["bias"]  # type: ignore[union-attr]
+    pack_tensors(model, {"first.weight": model.first.weight}, lambda name: torch.full((2, 3), 7.0))
+    names = [name for name, _ in model.named_parameters()]
+    assert {"first.weight", "first.bias", "tied.bias", "listed.0"} <= set(names)
+    assert torch.equal(next(model.parameters()), torch.full((2, 3), 7.0))
+    assert torch.equal(model.get_parameter("first.weight"), torch.full((2, 3), 7.0))
+    assert torch.equal(copy.deepcopy(model.first).weight, torch.full((2, 3), 7.0))
+
+
+def test_setting_a_tensor_ends_the_unpacking() -> None:
+    model = Holder()
+    pack_tensors(model, {"first.weight": model.first.weight}, lambda name: torch.zeros(2, 3))
+    model.first.weight = nn.Parameter(torch.ones(2, 3))
+    assert torch.equal(model.first.weight, torch.ones(2, 3))
+    del model.tied.weight
+    assert not hasattr(model.tied, "weight")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -154,9 +156,14 @@ def test_keep_forgets_the_rest() -> None:
     store, layer = StreamStore(), LAYERS["linear"]
     geometry = source_geometry(Section(("x",), (SectionOp("s", layer, "x", "y"),), ("y",)))["s"]
     store.get(layer, geometry, HOW, pack(random_matrix(layer, 0.3), UNSTRUCTURED))
-    store.keep({"other"})
+    kept = store.get(
+        replace(layer, weight="kept"), geometry, HOW, pack(random_matrix(layer, 0.3), UNSTRUCTURED)
+    )
+    store.keep([kept])
+    assert store.names == {"kept"}
+    assert store.nbytes == kept.nbytes
+    store.keep([])
     assert store.names == set()
-    assert store.nbytes == 0
 
 
 @pytest.mark.parametrize(

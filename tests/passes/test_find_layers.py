@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tests.passes.programs import analysed, sparse
 
@@ -80,3 +81,13 @@ def test_skips_on_request() -> None:
 def test_names_what_is_not_lowered() -> None:
     program = analysed(nn.ConvTranspose2d(2, 2, 3).eval(), torch.randn(1, 2, 5, 5))
     assert [reason for _, reason in program.untouched.values()] == ["transposed convolution: not lowered yet"]
+
+
+def test_names_layers_whose_weight_is_computed() -> None:
+    class Computed(nn.Module):
+        def forward(self, x: Tensor, w: Tensor) -> Tensor:
+            y: Tensor = F.conv2d(x, w)
+            return y
+
+    program = analysed(Computed().eval(), torch.randn(2, 3, 5, 5), torch.randn(4, 3, 1, 1))
+    assert [reason for _, reason in program.untouched.values()] == ["the weight is computed, not a constant"]

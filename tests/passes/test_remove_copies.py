@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,12 @@ class Returned(nn.Module):
         return x.relu().clone()
 
 
-def test_refuses_what_is_returned() -> None:
-    program = captured(Returned().eval(), torch.randn(2, 4))
+class ReturnedView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.t().clone()[0]
+
+
+@pytest.mark.parametrize("kind", [Returned, ReturnedView])
+def test_refuses_what_is_returned(kind: type[nn.Module]) -> None:
+    program = captured(kind().eval(), torch.randn(2, 4))
     assert RemoveCopies()(program) is program

@@ -1,0 +1,30 @@
+"""A compiled graph and the calls it covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparsecomp.compile import Executable
+from sparsecomp.contract import Capture
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compiled graph and the calls it covers."""
+
+    capture: Capture
+    executable: Executable
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Parameters, by name, that the graph reads as they are."""
+        nodes = self.executable.graph.graph.nodes
+        return frozenset(str(node.target) for node in nodes if node.op == "get_attr")
+
+    def run(self, inputs: Sequence[Tensor]) -> Any:
+        """Of the graph's input tensors, in order."""
+        return self.capture.unflatten(self.executable.graph(*inputs))
