@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsecomp import codegen
+from sparsecomp import codegen, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
@@ -95,6 +95,7 @@ class SparseModule(DropIn):
                     self._check_swapped(trial)
             self._first.remove()
             self._ready = True
+        heap.trim()
 
     def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the first call that reaches the eager model by a method of its own, `generate` say."""
