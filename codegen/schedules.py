@@ -28,7 +28,8 @@ def _preferences(pattern: RowBlocks, machine: Machine) -> list[tuple[int, float]
     """(vectors per row, share of the L1 cache that X may fill in a pass; 0 for a single pass)."""
     sums = machine.accumulators
     if pattern.shared:
-        return [(max(1, (sums - sums // 8) // pattern.rows), 8.0), (max(1, sums // 2 // pattern.rows), 8.0)]
+        most, half = max(1, (sums - sums // 8) // pattern.rows), max(1, sums // 2 // pattern.rows)
+        return [(most, 8.0), (half, 8.0), (half, 1.0)]
     match pattern.rows:
         case 1:
             # One load of X per multiply-add: X must come from L1.
