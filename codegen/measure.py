@@ -60,6 +60,7 @@ class Meter:
         self.machine: Machine = machine_of(target)
         self.threads = threads
         self.timings = timings if timings is not None else Timings.in_memory()
+        self._found: dict[Layer, tuple[Candidate, ...]] = {}
 
     def dense(self, layer: Layer, matrix: Tensor) -> Candidate:
         """PyTorch's own operator on the example's shape."""
@@ -73,7 +74,14 @@ class Meter:
         return Candidate(DENSE, found[0], stored=matrix.numel())
 
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        """PyTorch first, then one per pattern, each with its best schedule or the reason it was refused."""
+        """PyTorch first, then one per pattern, each with its best schedule or the reason it was refused.
+
+        Asked again for a layer, as when some layers go back to PyTorch, the answer is the same."""
+        if layer not in self._found:
+            self._found[layer] = self._candidates(layer, matrix)
+        return self._found[layer]
+
+    def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         stored = {pattern: stored_elements(matrix, pattern) for pattern in PATTERNS}
         cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
         refused = {pattern: self._refuses(layer, pattern) for pattern in PATTERNS}

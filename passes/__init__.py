@@ -1,7 +1,8 @@
-"""The passes, in the order they run. Each file holds one pass: Program -> Program.
+"""The passes, in the order they run. Each file holds one pass: Program -> Program. (`weigh_regions` holds the
+comparison that sends layers back to `choosing`.)
 
-To add a pass: a file here with a frozen dataclass that has a `name` and is callable, a line in `pipeline`, a
-test file in `tests/passes/`. To teach a pass a new operator: one function and one line in its table
+To add a pass: a file here with a frozen dataclass that has a `name` and is callable, a line in one of the
+functions below, a test file in `tests/passes/`. To teach a pass a new operator: one function and one line in its table
 (`find_layers.MATCHERS`, `fuse_epilogues.RULES`).
 """
 

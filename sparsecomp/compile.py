@@ -149,7 +149,7 @@ def _check_finite(program: Program) -> None:
 def _measure_regions(
     program: Program, runners: Mapping[str, Runner], cost: codegen.Cost, watch: Watch
 ) -> dict[str, float]:
-    """Seconds of each region on inputs of the example's shapes; equal regions are measured once."""
+    """Seconds of each region on inputs of the example's shapes."""
     watch.stage("measuring regions", total=len(runners))
     seconds: dict[str, float] = {}
     for name, body in program.regions.items():

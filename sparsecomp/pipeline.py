@@ -14,7 +14,7 @@ from sparsecomp.program import Program
 class Pass(Protocol):
     """Program -> Program. Given one that passes `check()` it returns another that does, or the same object if
     there was nothing to do. It changes nothing it was given; it prints, times and logs nothing; its options
-    are its fields. Only passes of `sparsify` may change what a program computes."""
+    are its fields. It does not change what a program computes."""
 
     name: ClassVar[str]
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 def alternating_seconds(
-    first: Callable[[], object], second: Callable[[], object], rounds: int = 7, budget: float = 3.0
+    first: Callable[[], object], second: Callable[[], object], rounds: int = 7, budget: float = 1.0
 ) -> tuple[float, float]:
     """The fastest of several runs of each. Runs alternate, so that both meet the same moods of the machine."""
     times: tuple[list[float], list[float]] = ([], [])
     first()
     second()
     stop = time.perf_counter() + budget
-    while len(times[0]) < rounds and (len(times[0]) < 2 or time.perf_counter() < stop):
+    while len(times[0]) < rounds and (len(times[0]) < 3 or time.perf_counter() < stop):
         for run, own in zip((first, second), times, strict=True):
             start = time.perf_counter()
             run()
