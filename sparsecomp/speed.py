@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def alternating_seconds(
-    first: Callable[[], object], second: Callable[[], object], rounds: int = 7, budget: float = 1.0
+    first: Callable[[], object], second: Callable[[], object], rounds: int = 7, budget: float = 0.5
 ) -> tuple[float, float]:
     """The fastest of several runs of each. Runs alternate, so that both meet the same moods of the machine."""
     times: tuple[list[float], list[float]] = ([], [])
