@@ -22,7 +22,7 @@ from sparsecomp.passes.keep_choices import KeepChoices
 from sparsecomp.passes.measure_weights import MeasureWeights
 from sparsecomp.passes.outline_regions import OutlineRegions
 from sparsecomp.passes.remove_copies import RemoveCopies
-from sparsecomp.passes.rewrite_sparse import RewriteSparse
+from sparsecomp.passes.rewrite_sparse import Packed, RewriteSparse
 from sparsecomp.pipeline import Pass
 
 
@@ -46,6 +46,6 @@ def keeping(settled: Mapping[Layer, Choice]) -> tuple[Pass, ...]:
     return (KeepChoices(settled),)
 
 
-def rewriting(prefix: str) -> tuple[Pass, ...]:
-    """What is made of it: primitives, fused and grouped into regions."""
-    return (RewriteSparse(), FuseEpilogues(), OutlineRegions(prefix))
+def rewriting(prefix: str, packed: Packed | None = None) -> tuple[Pass, ...]:
+    """What is made of it: primitives, fused and grouped into regions. `packed` holds weights from time to time."""
+    return (RewriteSparse({} if packed is None else packed), FuseEpilogues(), OutlineRegions(prefix))

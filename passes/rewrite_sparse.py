@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor, fx
 
 from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import activation
-from sparsecomp.pattern import PackedRows, pack
+from sparsecomp.pattern import PackedRows, RowBlocks, pack
 from sparsecomp.primitives import ROWS_CONV2D, ROWS_LINEAR
 from sparsecomp.program import Program
 
 aten = torch.ops.aten
+
+
+Packed = dict[tuple[str, bool, RowBlocks], PackedRows]
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,25 @@ class RewriteSparse:
     """
 
     name: ClassVar[str] = "rewrite-sparse"
+    packed: Packed = field(default_factory=dict, compare=False)
+    """By parameter, whether it is read transposed, and pattern: what was packed before, and what is packed now."""
 
     def __call__(self, program: Program) -> Program:
         chosen = {site: choice.how for site, choice in program.choices.items() if choice.how}
         if not chosen:
             return program
         graph = program.edit()
-        packed: dict[tuple[str, bool, object], tuple[fx.Node, ...]] = {}
+        registered: dict[tuple[str, bool, RowBlocks], tuple[fx.Node, ...]] = {}
         for node in list(graph.graph.nodes):
             if node.name not in chosen:
                 continue
             layer, pattern = program.layers[node.name], chosen[node.name].pattern
             key = (layer.weight, layer.transposed, pattern)
-            if key not in packed:
-                weights = pack(program.weight(node.name), pattern)
-                packed[key] = _register(graph, node.name, weights)
-            _rewrite(graph.graph, node, layer, packed[key], pattern.rows, pattern.shared)
+            if key not in self.packed:
+                self.packed[key] = pack(program.weight(node.name), pattern)
+            if key not in registered:
+                registered[key] = _register(graph, node.name, self.packed[key])
+            _rewrite(graph.graph, node, layer, registered[key], pattern.rows, pattern.shared)
         return program.with_graph(graph)
 
 

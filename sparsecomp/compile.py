@@ -15,6 +15,7 @@ from sparsecomp.choice import Choice
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
+from sparsecomp.passes.rewrite_sparse import Packed
 from sparsecomp.passes.weigh_regions import slower_regions
 from sparsecomp.pipeline import Pass, Step, run
 from sparsecomp.primitives import REGIONS, Runner
@@ -81,13 +82,14 @@ class Compiler:
         program, found = run(analysis(inputs, options.skip), Program(graph))
         _check_finite(program)
         if self.settled is not None:
-            return self._lower(keeping(self.settled), program, found, watch)[0]
+            return self._lower(keeping(self.settled), program, found, {}, watch)[0]
         cost = codegen.meter(options.target, options.thread_count())
         refused: dict[str, str] = {}
+        packed: Packed = {}
         while True:
             watch.stage("measuring layers", total=len(program.layers))
             passes = choosing(cost, options.min_speedup, refused, watch.item)
-            executable, rewritten = self._lower(passes, program, found, watch)
+            executable, rewritten = self._lower(passes, program, found, packed, watch)
             seconds = _measure_regions(rewritten, executable.runners, cost, watch)
             slower = slower_regions(rewritten, seconds, cost, options.min_speedup)
             if not slower:
@@ -102,13 +104,13 @@ class Compiler:
         return replace(executable, regions=regions)
 
     def _lower(
-        self, passes: tuple[Pass, ...], program: Program, found: list[Step], watch: Watch
+        self, passes: tuple[Pass, ...], program: Program, found: list[Step], packed: Packed, watch: Watch
     ) -> tuple[Executable, Program]:
         """The executable, and its program with regions and their canonical weights still there."""
         chosen, chose = run(passes, program)
         watch.stage("rewriting")
         prefix = f"model{next(_NUMBERS)}/region"
-        rewritten, rewrote = run(rewriting(prefix), chosen)
+        rewritten, rewrote = run(rewriting(prefix, packed), chosen)
         watch.stage("generating code", total=len(rewritten.regions))
         runners: dict[str, Runner] = {}
         for name, body in rewritten.regions.items():
