@@ -24,7 +24,8 @@ from benchmarks.layers import LAYERS, SAMPLES, Sample, useful_flops
 from benchmarks.machine import Machine
 from benchmarks.row import now
 from benchmarks.table import wide_console
-from sparsecomp.codegen.measure import best_kernel_seconds, seconds_of
+from sparsecomp.codegen.measure import best_kernel_seconds
+from sparsecomp.codegen.stopwatch import seconds_of
 from sparsecomp.layer import Layer
 
 RESULTS = Path(__file__).with_name("results")

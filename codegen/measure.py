@@ -1,10 +1,12 @@
-"""Time, on this machine: a layer in PyTorch, and each kernel that could take its place."""
+"""Measure, on this machine, a layer in PyTorch and each kernel that could take its place."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -14,36 +16,24 @@ from sparsecomp.codegen.compiled_region import LoweredRegion, compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.schedules import schedules
+from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, make_stream
-from sparsecomp.codegen.timings import Timings, key_of
+from sparsecomp.codegen.timings import Timings, layer_key, region_key
 from sparsecomp.errors import LoweringError
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
+from sparsecomp.program import Body
 from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
 from sparsecomp.target import Target
 
-REPEATS = 9
+Timed = tuple[float, str]
+"""Seconds, and the schedule that took them."""
 EFFICIENCY = {1: 0.45, 2: 0.65, 4: 0.85, 8: 0.85}
 """Rough share of peak by rows per block; only says which patterns are not worth timing."""
 NEARLY_ALL = 0.9
 """Share of the elements from which lists of columns have nothing to skip."""
 HOPELESS = 1.35
 """A pattern is not timed if it must multiply so much more, after EFFICIENCY, than the best one."""
-
-
-def seconds_of(run: Callable[[], object], repeats: int = REPEATS, budget: float = 0.25) -> float:
-    """The fastest of several single runs, since other processes only ever add time. Between runs a buffer of
-    the size of an L2 cache is written, as other layers would do."""
-    evict = torch.empty(1 << 18)
-    run()
-    times: list[float] = []
-    stop = time.perf_counter() + budget
-    while len(times) < repeats and (len(times) < 3 or time.perf_counter() < stop):
-        evict.zero_()
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 PROBES = {
@@ -62,17 +52,6 @@ class Meter:
         self.timings = timings if timings is not None else Timings.in_memory()
         self._found: dict[Layer, tuple[Candidate, ...]] = {}
 
-    def dense(self, layer: Layer, matrix: Tensor) -> Candidate:
-        """PyTorch's own operator on the example's shape."""
-        key = key_of(self.machine, self.threads, layer, "dense")
-        found = self.timings.get(key)
-        if found is None:
-            x, weight = layer.example(), matrix.contiguous()
-            with torch.no_grad():
-                found = (seconds_of(lambda: layer.dense(x, weight)), "")
-            self.timings.put(key, *found)
-        return Candidate(DENSE, found[0], stored=matrix.numel())
-
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         """PyTorch first, then one per pattern, each with its best schedule or the reason it was refused.
 
@@ -82,22 +61,60 @@ class Meter:
         return self._found[layer]
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        stored = {pattern: stored_elements(matrix, pattern) for pattern in PATTERNS}
+        stored = stored_elements(matrix)
         cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
         refused = {pattern: self._refuses(layer, pattern) for pattern in PATTERNS}
         least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
-        nonzeros = int((matrix != 0).sum())
-        found = [self.dense(layer, matrix)]
         for pattern in PATTERNS:
-            reason = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
-            if not reason and cost[pattern] > HOPELESS * least:
-                times = stored[pattern] / max(1, nonzeros)
-                reason = f"would multiply {times:.1f} times as many elements as are not zero"
-            if reason:
-                found.append(Candidate(str(pattern), refused=reason))
-            else:
-                found.append(self.best(layer, matrix, pattern))
-        return tuple(found)
+            refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
+            if not refused[pattern] and cost[pattern] > HOPELESS * least:
+                times = stored[pattern] / max(1, stored[RowBlocks(1)])
+                refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
+        timed = self.timed(layer, matrix, {p: stored[p] for p in PATTERNS if not refused[p]})
+        return (
+            Candidate(DENSE, timed[None][0], stored=matrix.numel()),
+            *(_candidate(pattern, refused[pattern], stored, timed.get(pattern)) for pattern in PATTERNS),
+        )
+
+    def timed(
+        self, layer: Layer, matrix: Tensor, stored: Mapping[RowBlocks, int]
+    ) -> dict[RowBlocks | None, Timed]:
+        """Seconds and best schedule of each pattern, of which so many elements are stored; under None, seconds
+        of PyTorch's own operator. What was not measured before is measured in turn."""
+        keys: dict[RowBlocks | None, str] = {None: layer_key(self.machine, self.threads, layer, "dense")}
+        for pattern, count in stored.items():
+            density = count / max(1, matrix.numel())
+            keys[pattern] = layer_key(self.machine, self.threads, layer, str(pattern), density)
+        found = {pattern: self.timings.get(key) for pattern, key in keys.items()}
+        entries = [
+            (pattern, schedule, contestant)
+            for pattern in keys
+            if found[pattern] is None
+            for schedule, contestant in self._contestants(layer, matrix, pattern)
+        ]
+        seconds = seconds_in_turn([contestant for *_, contestant in entries])
+        for (winner, schedule, _), time in sorted(zip(entries, seconds, strict=True), key=itemgetter(1)):
+            if found[winner] is None:  # the first is the fastest
+                found[winner] = (time, schedule)
+                self.timings.put(keys[winner], time, schedule)
+        return {pattern: result for pattern, result in found.items() if result is not None}
+
+    def _contestants(
+        self, layer: Layer, matrix: Tensor, pattern: RowBlocks | None
+    ) -> Iterator[tuple[str, Contestant]]:
+        """Schedules of the pattern, none if its offsets do not fit; for None PyTorch's own operator."""
+        if pattern is None:
+            x, weight = layer.example(), matrix.contiguous()
+            yield "", lambda: nullcontext(lambda: layer.dense(x, weight))
+            return
+        geometry = source_geometry(single(layer))["layer"]
+        packed = pack(matrix, pattern)
+        for schedule in schedules(layer, geometry, pattern, self.machine):
+            try:
+                stream = make_stream(packed, layer, geometry, schedule)
+            except OverflowError:
+                return
+            yield str(schedule), self.kernel(layer, stream)
 
     def _refuses(self, layer: Layer, pattern: RowBlocks) -> str:
         if layer.groups > 1 and pattern.shared:
@@ -108,35 +125,13 @@ class Meter:
             return f"the layer has only {layer.rows} rows"
         return ""
 
-    def best(self, layer: Layer, matrix: Tensor, pattern: RowBlocks) -> Candidate:
-        """The fastest schedule of a pattern."""
-        geometry = source_geometry(single(layer))["layer"]
-        stored = stored_elements(matrix, pattern)
-        density = stored / max(1, matrix.numel())
-        key = key_of(self.machine, self.threads, layer, str(pattern), density)
-        found = self.timings.get(key)
-        if found is None:
-            packed, timed = pack(matrix, pattern), []
-            for schedule in schedules(layer, geometry, pattern, self.machine):
-                try:
-                    stream = make_stream(packed, layer, geometry, schedule)
-                except OverflowError as error:
-                    return Candidate(str(pattern), refused=str(error))
-                timed.append((self.kernel(layer, stream), str(schedule)))
-            found = min(timed)
-            self.timings.put(key, *found)
-        how = RowsKernelChoice(pattern, parse_schedule(found[1]))
-        return Candidate(str(how), found[0], how=how, stored=stored)
-
-    def kernel(self, layer: Layer, stream: Stream) -> float:
-        """Seconds of the kernel alone, without conversions, on the example's shape."""
+    def kernel(self, layer: Layer, stream: Stream) -> Contestant:
+        """The kernel alone, without conversions, on the example's shape."""
         region = lay_out(single(layer), [RowsKernelChoice(stream.pattern, stream.schedule)], [stream.kept])
         # Not through the cache, which would keep the arena of every candidate.
         code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
-        x = layer.example()
-        with lowered.prepared([x], [torch.empty(layer.output_shape)]) as call:
-            return seconds_of(call)
+        return partial(lowered.prepared, [layer.example()], [torch.empty(layer.output_shape)])
 
     def conversion(self, layer: Layer) -> float:
         """Seconds to bring the layer's output to PyTorch's layout and back: by size, from one measurement."""
@@ -146,7 +141,7 @@ class Meter:
     def elementwise(self, layer: Layer) -> float:
         """Seconds PyTorch takes for one element-wise operator on the layer's output."""
         floats = math.prod(layer.output_shape)
-        key = key_of(self.machine, self.threads, PROBES[True], "elementwise")
+        key = layer_key(self.machine, self.threads, PROBES[True], "elementwise")
         found = self.timings.get(key)
         if found is None:
             x = torch.randn(1 << 18)
@@ -154,13 +149,18 @@ class Meter:
             self.timings.put(key, *found)
         return found[0] * floats
 
-    def region(self, run: Callable[[], object]) -> float:
-        """Seconds of a whole region."""
-        return seconds_of(run)
+    def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:
+        """Seconds of a whole region. Only what was not measured before is prepared, and run."""
+        key = region_key(self.machine, self.threads, body)
+        found = self.timings.get(key)
+        if found is None:
+            found = (seconds_of(prepare()), "")
+            self.timings.put(key, *found)
+        return found[0]
 
     def _seconds_per_float(self, tokens: bool) -> float:
         probe = PROBES[tokens]
-        key = key_of(self.machine, self.threads, probe, "conversion")
+        key = layer_key(self.machine, self.threads, probe, "conversion")
         found = self.timings.get(key)
         if found is None:
             stream = make_stream(
@@ -173,10 +173,20 @@ class Meter:
             region = lay_out(single(probe), [how], [0])
             lowered = LoweredRegion(compile_region(region, self.machine), [stream], [], lambda: self.threads)
             x = probe.example()
-            both = seconds_of(lambda: lowered.run([x])) - self.kernel(probe, stream)
+            with self.kernel(probe, stream)() as kernel:
+                both = seconds_of(lambda: lowered.run([x])) - seconds_of(kernel)
             found = (max(both, 0.0) / math.prod(probe.input_shape), "")
             self.timings.put(key, *found)
         return found[0]
+
+
+def _candidate(
+    pattern: RowBlocks, refused: str, stored: Mapping[RowBlocks, int], timed: Timed | None
+) -> Candidate:
+    if refused or timed is None:
+        return Candidate(str(pattern), refused=refused or "its offsets exceed 32 bits")
+    how = RowsKernelChoice(pattern, parse_schedule(timed[1]))
+    return Candidate(str(how), timed[0], how=how, stored=stored[pattern])
 
 
 def _as_good_as_dense(pattern: RowBlocks, stored: dict[RowBlocks, int], refused: dict[RowBlocks, str]) -> str:
@@ -206,7 +216,8 @@ def best_kernel_seconds(layer: Layer, matrix: Tensor, rows_per_block: int) -> tu
     patterns = [p for p in PATTERNS if (p.shared if rows_per_block == 0 else p == RowBlocks(rows_per_block))]
     if not patterns:
         raise LoweringError(f"no pattern has blocks of {rows_per_block} rows")
-    meter = Meter(Target(), threads=1)
-    found = min((meter.best(layer, matrix, p) for p in patterns), key=lambda c: c.seconds or float("inf"))
-    assert found.seconds is not None
-    return found.kernel, found.seconds
+    stored = stored_elements(matrix, patterns)
+    timed = Meter(Target(), threads=1).timed(layer, matrix, stored)
+    seconds, schedule = min(timed[pattern] for pattern in patterns)
+    pattern = next(pattern for pattern in patterns if timed[pattern] == (seconds, schedule))
+    return f"{pattern} [{schedule}]", seconds

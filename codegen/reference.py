@@ -58,6 +58,7 @@ class StoredCost:
 
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         found = [Candidate(DENSE, matrix.numel() * 1e-9, stored=matrix.numel())]
+        stored = stored_elements(matrix)
         for rows, cost in PER_ELEMENT.items():
             if layer.rows // layer.groups % rows:
                 found.append(
@@ -66,8 +67,8 @@ class StoredCost:
                 continue
             pattern = RowBlocks(rows)
             how = RowsKernelChoice(pattern, Schedule(8, layer.columns))
-            stored = stored_elements(matrix, pattern)
-            found.append(Candidate(str(how), stored * cost * 1e-9, how=how, stored=stored))
+            seconds = stored[pattern] * cost * 1e-9
+            found.append(Candidate(str(how), seconds, how=how, stored=stored[pattern]))
         return tuple(found)
 
     def conversion(self, layer: Layer) -> float:
@@ -76,5 +77,5 @@ class StoredCost:
     def elementwise(self, layer: Layer) -> float:
         return 0.0
 
-    def region(self, run: object) -> float:
+    def region(self, body: Body, prepare: object) -> float:
         return 0.0

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from filelock import FileLock
 from sparsecomp import geometry, layer, pattern, region
 from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.layer import Layer
+from sparsecomp.program import Body
 
 LOG = logging.getLogger(__name__)
 FORMAT = 1
@@ -40,18 +40,43 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SPARSECOMP_CACHE") or platformdirs.user_cache_dir("sparsecomp"))
 
 
-def key_of(machine: Machine, threads: int, measured: Layer, kernel: str, density: float = 1.0) -> str:
-    """Everything a measurement depends on, as text."""
-    anonymous = replace(measured, name="", weight="", source="", transposed=False)
-    fields = (
-        f"{anonymous.op} weight {anonymous.weight_shape} input {anonymous.input_shape}",
-        f"stride {anonymous.stride} padding {anonymous.padding} dilation {anonymous.dilation}",
-        f"groups {anonymous.groups}",
-        f"{kernel} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}",
+def layer_key(machine: Machine, threads: int, measured: Layer, kernel: str, density: float = 1.0) -> str:
+    """Everything the time of a layer depends on, as text."""
+    return "; ".join((_layer(measured), _kernel(kernel, density), *_surroundings(machine, threads)))
+
+
+def region_key(machine: Machine, threads: int, body: Body) -> str:
+    """Everything the time of a region depends on, as text. Its tensors are numbered as they appear."""
+    section = body.section
+    tensors = {name: number for number, name in enumerate(section.inputs)}
+    fields = ["region"]
+    for op in section.ops:
+        packed = body.packed[op.site]
+        density = packed.stored / max(1, op.layer.rows * op.layer.columns)
+        reads = [tensors[name] for name in (op.source, *op.tensors)]
+        tensors[op.target] = len(tensors)
+        kernel = _kernel(str(body.how[op.site]), density)
+        fields.append(f"{_layer(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
+    fields.append(f"returns {[tensors[name] for name in section.outputs]}")
+    return "; ".join((*fields, *_surroundings(machine, threads)))
+
+
+def _layer(layer: Layer) -> str:
+    return (
+        f"{layer.op} weight {layer.weight_shape} input {layer.input_shape}; stride {layer.stride} "
+        f"padding {layer.padding} dilation {layer.dilation}; groups {layer.groups}"
+    )
+
+
+def _kernel(kernel: str, density: float) -> str:
+    return f"{kernel} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}"
+
+
+def _surroundings(machine: Machine, threads: int) -> tuple[str, str]:
+    return (
         f"{cpu_model()}: {machine.cpu} {machine.triple} threads {threads}",
         f"torch {torch.__version__} tvm {tvm.__version__} generator {generator()}",
     )
-    return "; ".join(fields)
 
 
 class Timings:

@@ -23,17 +23,24 @@ Rule = Callable[[fx.GraphModule, fx.Node, fx.Node], Extra | None]
 """(graph, primitive, the only operator that reads it) -> the steps it becomes, or None."""
 
 
+EPSILON: Mapping[object, int] = {
+    aten.batch_norm.default: 7,
+    aten._native_batch_norm_legit_no_training.default: 6,
+}
+"""Forms of batch norm, as written and as decomposed, and the position of their epsilon."""
+
+
 def _batch_norm(graph: fx.GraphModule, primitive: fx.Node, reader: fx.Node) -> Extra | None:
     """(y - mean) / sqrt(variance + eps) * weight + bias  ->  y * scale + shift, per channel."""
     constants = [_constant(graph, argument) for argument in reader.args[1:5]]
     weight, bias, mean, variance = constants
     computed = [argument is not None for argument in reader.args[1:5]] != [c is not None for c in constants]
-    if computed or mean is None or variance is None or any(user.args[1] != 0 for user in reader.users):
+    if computed or mean is None or variance is None or not _gives_result_only(reader):
         return None
     y = primitive.meta["val"]
     if _channel(primitive) != 1 or len(mean) != y.shape[1]:
         return None
-    epsilon: Any = reader.args[6]
+    epsilon: Any = reader.args[EPSILON[reader.target]]
     scale = torch.rsqrt(variance.double() + epsilon)
     if weight is not None:
         scale = scale * weight.double()
@@ -41,6 +48,13 @@ def _batch_norm(graph: fx.GraphModule, primitive: fx.Node, reader: fx.Node) -> E
     if bias is not None:
         shift = shift + bias.double()
     return "scale bias", (scale.float(), shift.float())
+
+
+def _gives_result_only(reader: fx.Node) -> bool:
+    """Whether a batch norm takes the statistics it is given, and nobody reads those it returns."""
+    if reader.target is aten.batch_norm.default:
+        return reader.args[5] is False
+    return all(user.args[1] == 0 for user in reader.users)
 
 
 def _constant(graph: fx.GraphModule, argument: Any) -> Tensor | None:
@@ -109,6 +123,7 @@ def _per_channel(constant: Tensor, y: Tensor, channel: int) -> Tensor | None:
 
 
 RULES: Mapping[object, Rule] = {
+    aten.batch_norm.default: _batch_norm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.relu.default: _activation("relu"),
     aten.relu6.default: _activation("relu6"),

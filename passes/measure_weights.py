@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,11 +93,14 @@ def _count_blocks(used: Tensor) -> dict[Block, Tensor]:
 
 def _stored(block: Block, counts: Tensor, rows: int, columns: int) -> int:
     """Elements of the blocks that are not all zero; of a block across the edge, those inside the matrix."""
-    heights, widths = (
-        (extent - side * torch.arange(number)).clamp(0, side)
-        for extent, side, number in zip((rows, columns), block, counts.shape, strict=True)
+    high, wide = block
+    below, beside = -rows % high, -columns % wide  # what the last row and column of blocks lack
+    used = counts[: -(-rows // high), : -(-columns // wide)].numpy()
+    whole = high * wide * int(np.count_nonzero(used))
+    lacking = below * wide * int(np.count_nonzero(used[-1])) + high * beside * int(
+        np.count_nonzero(used[:, -1])
     )
-    return int(heights @ ((counts > 0) * widths).sum(dim=1))
+    return whole - lacking + below * beside * int(used[-1, -1] > 0)
 
 
 def _follows(stored: int, nonzeros: int, live: int) -> bool:

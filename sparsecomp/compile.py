@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,7 +19,7 @@ from sparsecomp.passes.rewrite_sparse import Packed
 from sparsecomp.passes.weigh_regions import slower_regions
 from sparsecomp.pipeline import Pass, Step, run
 from sparsecomp.primitives import REGIONS, Runner
-from sparsecomp.program import Program
+from sparsecomp.program import Body, Program
 from sparsecomp.progress import Watch
 from sparsecomp.report import LayerReport, RegionReport, layer_reports
 from sparsecomp.target import Target
@@ -82,80 +82,96 @@ class Compiler:
         program, found = run(analysis(inputs, options.skip), Program(graph))
         _check_finite(program)
         if self.settled is not None:
-            return self._lower(keeping(self.settled), program, found, {}, watch)[0]
+            rewritten, steps = self._rewrite(keeping(self.settled), program, {}, watch)
+            runners = self._lower(rewritten, {}, watch)
+            return self._executable(rewritten, runners, {}, (*found, *steps))
         cost = codegen.meter(options.target, options.thread_count())
         refused: dict[str, str] = {}
         packed: Packed = {}
         while True:
             watch.stage("measuring layers", total=len(program.layers))
             passes = choosing(cost, options.min_speedup, refused, watch.item)
-            executable, rewritten = self._lower(passes, program, found, packed, watch)
-            seconds = _measure_regions(rewritten, executable.runners, cost, watch)
+            rewritten, steps = self._rewrite(passes, program, packed, watch)
+            measured: dict[str, Runner] = {}
+            seconds = self._measure(rewritten, measured, cost, watch)
             slower = slower_regions(rewritten, seconds, cost, options.min_speedup)
             if not slower:
                 break
             refused |= slower
-        regions = tuple(
-            replace(region, seconds=measured)
-            for region, measured in zip(executable.regions, seconds.values(), strict=True)
-        )
+        runners = self._lower(rewritten, measured, watch)
         self.settled = converted(rewritten)
-        self.streams.keep([stream for runner in executable.runners.values() for stream in runner.streams])
-        return replace(executable, regions=regions)
+        self.streams.keep([stream for runner in runners.values() for stream in runner.streams])
+        return self._executable(rewritten, runners, seconds, (*found, *steps))
 
-    def _lower(
-        self, passes: tuple[Pass, ...], program: Program, found: list[Step], packed: Packed, watch: Watch
-    ) -> tuple[Executable, Program]:
-        """The executable, and its program with regions and their canonical weights still there."""
+    def _rewrite(
+        self, passes: tuple[Pass, ...], program: Program, packed: Packed, watch: Watch
+    ) -> tuple[Program, list[Step]]:
         chosen, chose = run(passes, program)
         watch.stage("rewriting")
-        prefix = f"model{next(_NUMBERS)}/region"
-        rewritten, rewrote = run(rewriting(prefix, packed), chosen)
-        watch.stage("generating code", total=len(rewritten.regions))
-        runners: dict[str, Runner] = {}
-        for name, body in rewritten.regions.items():
+        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", packed), chosen)
+        return rewritten, [*chose, *rewrote]
+
+    def _runner(self, body: Body) -> Runner:
+        return codegen.lower(body, self.options.target, self.streams, self.options.thread_count)
+
+    def _measure(
+        self, program: Program, runners: dict[str, Runner], cost: codegen.Cost, watch: Watch
+    ) -> dict[str, float]:
+        """Seconds of each region on inputs of the example's shapes. Regions that must run are put in `runners`."""
+        watch.stage("measuring regions", total=len(program.regions))
+        seconds: dict[str, float] = {}
+        for name, body in program.regions.items():
             watch.item(name)
-            threads = self.options.thread_count
-            runners[name] = codegen.lower(body, self.options.target, self.streams, threads)
-            REGIONS[name] = runners[name]
-        rewritten.graph.meta["regions"] = runners  # the graph calls them by name: it keeps them alive
+
+            def prepare(name: str = name, body: Body = body) -> Callable[[], object]:
+                runners[name] = self._runner(body)
+                return partial(runners[name].run, [torch.randn(shape) for shape in body.section.input_shapes])
+
+            seconds[name] = cost.region(body, prepare)
+        return seconds
+
+    def _lower(self, program: Program, measured: Mapping[str, Runner], watch: Watch) -> dict[str, Runner]:
+        """Region -> runner: those that were made for measuring, and the others."""
+        watch.stage("generating code", total=len(program.regions))
+        runners = {}
+        for name, body in program.regions.items():
+            watch.item(name)
+            runners[name] = measured.get(name) or self._runner(body)
+        return runners
+
+    def _executable(
+        self,
+        program: Program,
+        runners: Mapping[str, Runner],
+        seconds: Mapping[str, float],
+        steps: tuple[Step, ...],
+    ) -> Executable:
+        """The program without its canonical weights, its graph ready to be called."""
+        REGIONS.update(runners)
+        program.graph.meta["regions"] = runners  # the graph calls them by name: it keeps them alive
         nbytes = {name: self.streams.nbytes_of(name) for name in self.streams.names}
-        executable = Executable(
-            Program(
-                rewritten.graph, rewritten.layers, rewritten.untouched, rewritten.facts, rewritten.choices
-            ),
-            runners,
-            (*found, *chose, *rewrote),
-            layer_reports(rewritten, nbytes),
-            tuple(
-                RegionReport(
-                    name.rpartition("/")[2], tuple(op.layer.name for op in body.section.ops), body.ended_by
-                )
-                for name, body in rewritten.regions.items()
-            ),
+        regions = tuple(
+            RegionReport(
+                name.rpartition("/")[2],
+                tuple(op.layer.name for op in body.section.ops),
+                body.ended_by,
+                seconds.get(name),
+            )
+            for name, body in program.regions.items()
         )
-        return executable, rewritten
+        return Executable(
+            replace(program, regions={}), runners, steps, layer_reports(program, nbytes), regions
+        )
 
 
 def _check_finite(program: Program) -> None:
     for site, layer in program.layers.items():
-        if not program.weight(site).isfinite().all():
+        weight = program.weight(site)
+        # A sum that is finite has finite terms, and is found sixty times as fast.
+        if not weight.sum().isfinite() and not weight.isfinite().all():
             where = f" (called at {layer.source})" if layer.source else ""
             raise InputError(
                 f"layer {layer.name!r}{where}: its weight holds NaN or infinity, whose products sparse kernels "
                 "would skip. Repair the weight, or leave the layer to PyTorch with "
                 f"skip=({layer.name!r},)."
             )
-
-
-def _measure_regions(
-    program: Program, runners: Mapping[str, Runner], cost: codegen.Cost, watch: Watch
-) -> dict[str, float]:
-    """Seconds of each region on inputs of the example's shapes."""
-    watch.stage("measuring regions", total=len(runners))
-    seconds: dict[str, float] = {}
-    for name, body in program.regions.items():
-        watch.item(name)
-        inputs = [torch.randn(shape) for shape in body.section.input_shapes]
-        seconds[name] = cost.region(partial(runners[name].run, inputs))
-    return seconds

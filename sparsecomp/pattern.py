@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,9 +71,8 @@ def _grouped(matrix: Tensor, rows: int) -> Tensor:
     return matrix.reshape(-1, rows, matrix.shape[1])
 
 
-def _used(matrix: Tensor, rows: int) -> Tensor:
-    """groups x columns: whether a group of R rows has anything but zero in a column."""
-    used = matrix != 0
+def _merged(used: Tensor, rows: int) -> Tensor:
+    """Whether any of each `rows` consecutive rows is used; the last ones may be fewer."""
     while rows > 1 and rows % 2 == 0:  # by halves, much faster than `any` over short groups
         used = F.pad(used, (0, 0, 0, len(used) % 2))
         used, rows = used[0::2] | used[1::2], rows // 2
@@ -83,7 +83,7 @@ def pack(matrix: Tensor, pattern: RowBlocks) -> PackedRows:
     """matrix: rows x columns, finite. Exact: `unpack(pack(w, p)) == w` for every w and p."""
     shape = (matrix.shape[0], matrix.shape[1])
     grouped = _grouped(matrix, pattern.rows)
-    kept = _used(matrix, pattern.rows)
+    kept = _merged(matrix != 0, pattern.rows)
     if pattern.shared:
         columns = kept.any(dim=0).nonzero().flatten()
         values = grouped[:, :, columns].transpose(1, 2).contiguous()
@@ -109,8 +109,14 @@ def unpack(packed: PackedRows) -> Tensor:
     return dense.reshape(-1, columns)[:rows]
 
 
-def stored_elements(matrix: Tensor, pattern: RowBlocks) -> int:
-    """How many elements `pack` would store, without packing."""
-    used = _used(matrix, pattern.rows)
-    kept = int(used.any(dim=0).count_nonzero()) * len(used) if pattern.shared else int(used.count_nonzero())
-    return kept * pattern.rows
+def stored_elements(matrix: Tensor, patterns: Sequence[RowBlocks] = PATTERNS) -> dict[RowBlocks, int]:
+    """How many elements `pack` would store by each pattern, without packing."""
+    stored: dict[RowBlocks, int] = {}
+    used, merged = matrix != 0, 1
+    for pattern in sorted(patterns, key=lambda pattern: pattern.rows):
+        if pattern.rows % merged:
+            used, merged = matrix != 0, 1
+        used, merged = _merged(used, pattern.rows // merged), pattern.rows
+        columns = int(used.any(dim=0).count_nonzero()) * len(used) if pattern.shared else used.count_nonzero()
+        stored[pattern] = int(columns) * pattern.rows
+    return stored

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C import DispatchKey
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
@@ -30,6 +31,43 @@ from sparsecomp.errors import CaptureError
 Shapes = dict[int, Any]
 """id of a tensor of the example -> which of its dimensions are dynamic, in the form of torch.export."""
 
+aten = torch.ops.aten
+
+COMPOSITES = frozenset(
+    {
+        aten.__and__.Tensor,
+        aten.__or__.Tensor,
+        aten.adaptive_avg_pool2d.default,
+        aten.contiguous.default,
+        aten.conv1d.default,
+        aten.conv2d.default,
+        aten.flatten.using_ints,
+        aten.group_norm.default,
+        aten.layer_norm.default,
+        aten.linear.default,
+        aten.matmul.default,
+        aten.max.other,
+        aten.max_pool2d.default,
+        aten.min.other,
+        aten.pad.default,
+        aten.relu6.default,
+        aten.reshape.default,
+        aten.rms_norm.default,
+        aten.scaled_dot_product_attention.default,
+        aten.softmax.int,
+        aten.sym_size.int,
+        aten.to.device,
+        aten.to.dtype,
+        aten.to.dtype_layout,
+        aten.where.Scalar,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+    }
+)
+"""Operators made of others that write to nothing, and say in their schemas what they alias. Not all are that
+honest."""
+TRAINING = {aten.dropout.default: 2, aten.dropout_.default: 2, aten.batch_norm.default: 5}
+"""Operators that write to nothing unless they train, and the position of that argument."""
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 TRACED = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -102,7 +140,9 @@ def export(call: Call, shapes: Shapes) -> Traced:
         tuple(map(_widened, tensors, dims)),
         dynamic_shapes={"tensors": tuple(dims)} if any(dims) else None,
         strict=False,
-    ).run_decompositions({})
+    )
+    if not all(map(_functional, program.graph.nodes)):
+        program = program.run_decompositions({})  # traces once more, which takes longer than the first time
     for constant in constants.values():
         if not isinstance(constant, CONSTANTS):
             raise CaptureError(
@@ -113,6 +153,18 @@ def export(call: Call, shapes: Shapes) -> Traced:
     rest = iter(_user_inputs(program))
     inputs = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Traced(program, in_spec, inputs, out_spec, constants, prefix="model.")
+
+
+def _functional(node: fx.Node) -> bool:
+    """Whether the operator surely writes to nothing: what functionalization would leave as it is."""
+    if node.op != "call_function":
+        return node.op in ("placeholder", "get_attr", "output")
+    if node.target in TRAINING:
+        return node.args[TRAINING[node.target]] is False
+    if isinstance(node.target, torch._ops.OpOverload):
+        composite = node.target.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd)
+        return not node.target._schema.is_mutable and (node.target in COMPOSITES or not composite)
+    return getattr(node.target, "__module__", "") == "_operator"  # arithmetic on sizes, and getitem
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils import _pytree as pytree
@@ -397,6 +397,28 @@ def test_dynamic_shapes_that_do_not_fit() -> None:
         capture(Add(), args, dynamic_shapes={"x": rows, "y": None})
 
 
+class Conversions(nn.Module):
+    """Composite operators of all sorts, none of which writes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.dropout(x.to(torch.float32).flatten(1).softmax(-1), 0.5, training=False)
+        return torch.where(y > 0.2, y, 0.0).reshape(-1).contiguous()
+
+
+@pytest.mark.parametrize(("model", "again"), [(Conversions(), 0), (Net(), 1)])
+def test_traces_again_only_what_writes(model: nn.Module, again: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    decompose: Any = ExportedProgram.run_decompositions
+    calls: list[ExportedProgram] = []
+
+    def counted(program: ExportedProgram, table: dict[Any, Any]) -> Any:
+        calls.append(program)
+        return decompose(program, table)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    covers(capture(model.eval(), (images(2),)), model, images(3))
+    assert len(calls) == again
+
+
 # What cannot be captured.
 
 
@@ -418,6 +440,18 @@ class Counts(nn.Module):
 class WritesInput(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x, inplace=True)
+
+
+class NormsInTraining(nn.Module):
+    """Batch norm writes to its statistics, though its schema does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm
+        return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, training=True)
 
 
 class Appends(nn.Module):
@@ -446,6 +480,7 @@ class Opaque(nn.Module):
         ),
         (Counts(), (), "writes to its buffer 'calls'"),
         (WritesInput(), (), "writes to its input"),
+        (NormsInTraining(), (), "writes to its buffer 'norm.running_"),
         (Appends(), ([],), "Appends changes a container among its inputs"),
         (
             Fails(),

@@ -17,7 +17,7 @@ from benchmarks.prune import mask, prunable, prune
 from benchmarks.workloads import WORKLOADS
 from sparsecomp import SparseModule, codegen, compile_sparse
 from sparsecomp.choice import DENSE, Candidate
-from sparsecomp.codegen import measure
+from sparsecomp.codegen import measure, stopwatch
 from sparsecomp.codegen.layout import source_geometry
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.reference import StoredCost
@@ -25,6 +25,7 @@ from sparsecomp.codegen.schedules import schedules
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, stored_elements
+from sparsecomp.program import Body
 from sparsecomp.region import RowsKernelChoice
 from sparsecomp.target import Target
 
@@ -47,7 +48,7 @@ class AnyKernel(StoredCost):
         schedule = draw.choice(schedules(layer, geometry, pattern, machine_of(Target())))
         how = RowsKernelChoice(pattern, schedule)
         dense = Candidate(DENSE, 2.0, stored=matrix.numel())
-        return dense, Candidate(str(how), 1.0, how=how, stored=stored_elements(matrix, pattern))
+        return dense, Candidate(str(how), 1.0, how=how, stored=stored_elements(matrix)[pattern])
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kernels: list[str] = []
     kernel = measure.Meter.kernel
 
-    def counted(self: measure.Meter, layer: Layer, stream: Any) -> float:
+    def counted(self: measure.Meter, layer: Layer, stream: Any) -> Any:
         kernels.append(layer.name)
         return kernel(self, layer, stream)
 
@@ -262,6 +263,28 @@ def test_what_was_measured_is_not_measured_again(
     assert measured == []
     assert [layer.choice for layer in first.report.layers] == [layer.choice for layer in second.report.layers]
     assert error(second, model, torch.randn(7, 48)) < TOLERANCE
+
+
+def test_regions_that_lost_are_not_lowered_again(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their times are on disk as those of kernels are."""
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path / "new"))
+    monkeypatch.setattr(stopwatch, "seconds_of", lambda run, **options: 1.0)  # of layers
+    monkeypatch.setattr(measure, "seconds_of", lambda run, **options: 2.0)  # of regions
+    lowered: list[str] = []
+    lower = codegen.lower
+
+    def counted(body: Body, *rest: Any) -> Any:
+        lowered.append(body.section.ops[0].layer.name)
+        return lower(body, *rest)
+
+    monkeypatch.setattr(codegen, "lower", counted)
+    model = nn.Sequential(nn.Linear(48, 80)).eval()
+    prune(model, "unstructured", 0.9)
+    for expected in (["0"], []):
+        lowered.clear()
+        compiled = compile_sparse(model, (torch.randn(3, 48),), min_speedup=0.9)
+        assert compiled.report.rung == "eager"
+        assert lowered == expected
 
 
 def test_layers_of_one_shape_are_measured_once(measured: list[str]) -> None:

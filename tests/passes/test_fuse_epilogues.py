@@ -76,18 +76,21 @@ def test_refuses(what: str) -> None:
 
 
 class Residual(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, inplace: bool) -> None:
         super().__init__()
+        self.inplace = inplace
         self.main, self.norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
         self.shortcut = nn.Conv2d(16, 16, 1)
         self.norm.running_mean, self.norm.running_var = torch.randn(16), torch.rand(16) + 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.main(x)) + self.shortcut(x))
+        return F.relu(self.norm(self.main(x)) + self.shortcut(x), inplace=self.inplace)
 
 
-def test_a_norm_is_folded_and_the_later_convolution_takes_the_sum() -> None:
-    model, x = sparse(Residual()), torch.randn(2, 16, 8, 8)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_norm_is_folded_and_the_later_convolution_takes_the_sum(inplace: bool) -> None:
+    """Written in place or not, which decides whether torch.export decomposes the norm."""
+    model, x = sparse(Residual(inplace)), torch.randn(2, 16, 8, 8)
     program = fused(model, x)
     assert epilogues(program) == ["scale bias", "bias add relu"]
     assert same_outputs(program, model, x)
