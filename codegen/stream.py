@@ -59,11 +59,16 @@ class Stream:
         return -(-self.layer.rows // self.pattern.rows)
 
 
+def fits(layer: Layer, geometry: Geometry) -> bool:
+    """Whether all offsets fit 32 bits, as streams hold them."""
+    return bool(np.abs(offsets(layer, geometry)).max() < 2**31)
+
+
 def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule) -> Stream:
     """Raises OverflowError when an offset does not fit 32 bits."""
-    table = torch.from_numpy(offsets(layer, geometry))
-    if int(table.abs().max()) >= 2**31:
+    if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
+    table = torch.from_numpy(offsets(layer, geometry))
     make = _shared_stream if packed.pattern.shared else _listed_stream
     index, data, work = make(packed, layer, table.int(), schedule)
     return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work))
