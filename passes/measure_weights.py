@@ -121,12 +121,13 @@ def _best_block(stored: Mapping[Block, int], nonzeros: int, live: int) -> Block:
 
 def _n_of_m(counts: Mapping[Block, Tensor], row_lengths: Tensor, columns: int) -> tuple[int, int] | None:
     """The tightest N:M pattern that rows with any weight nearly fill; of two as tight the finer."""
-    live_rows = int(row_lengths.count_nonzero())
+    nonzeros, live_rows = int(row_lengths.sum()), int(row_lengths.count_nonzero())
     found: list[tuple[int, int]] = []
     for m in GROUPS:
         groups = columns // m  # whole ones: a shorter last group may hold no more than n, but well fewer
         n = int(counts[1, m].max())
-        kept, stored = int(counts[1, m][:, :groups].sum()), n * groups * live_rows
+        kept = nonzeros - int(counts[1, m][:, groups:].sum())
+        stored = n * groups * live_rows
         if 0 < n < m and groups and kept >= NEARLY_FULL * stored:
             found.append((n, m))
     return min(found, key=lambda pattern: (pattern[0] / pattern[1], pattern[1]), default=None)

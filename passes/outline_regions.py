@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import networkx as nx
@@ -51,54 +51,62 @@ class OutlineRegions:
 # Growing ------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """Regions while they grow."""
+
+    members: list[list[fx.Node]] = field(default_factory=list)
+    of: dict[fx.Node, int] = field(default_factory=dict)
+
+    def add(self, node: fx.Node, group: int | None) -> None:
+        """To a region, or as the first of a new one."""
+        if group is None:
+            group = len(self.members)
+            self.members.append([])
+        self.members[group].append(node)
+        self.of[node] = group
+
+    def whole(self, node: fx.Node) -> list[fx.Node]:
+        """What runs as one call with the node."""
+        return self.members[self.of[node]] if node in self.of else [node]
+
+
 def group_primitives(graph: fx.Graph) -> list[list[str]]:
     """Call sites of each region, in the graph's order."""
-    dependence = nx.DiGraph()
+    groups = _Groups()
     for node in graph.nodes:
-        dependence.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
-    groups: dict[int, list[str]] = {}
-    group_of: dict[str, int] = {}
-    kind: dict[int, Hashable] = {}
-    for node in graph.nodes:
-        if node.target not in PRIMITIVES:
-            continue
-        group = _group_for(node, dependence, groups, group_of, kind)
-        groups.setdefault(group, []).append(node.name)
-        group_of[node.name] = group
-        kind[group] = _items(node)
-    return list(groups.values())
+        if node.target in PRIMITIVES:
+            groups.add(node, _group_for(node, groups))
+    return [[node.name for node in members] for members in groups.members]
 
 
-def _group_for(
-    node: fx.Node,
-    dependence: nx.DiGraph,
-    groups: dict[int, list[str]],
-    group_of: dict[str, int],
-    kind: dict[int, Hashable],
-) -> int:
-    """The region that the primitive joins: that of a producer, else of a sibling, else a new one."""
+def _group_for(node: fx.Node, groups: _Groups) -> int | None:
+    """The region that the primitive joins: that of a producer, else of a sibling."""
     sources = _activations(node)
-    producers = [group_of[source.name] for source in sources if source.name in group_of]
-    siblings = [group_of[user.name] for source in sources for user in source.users if user.name in group_of]
+    producers = [groups.of[source] for source in sources if source in groups.of]
+    siblings = [groups.of[user] for source in sources for user in source.users if user in groups.of]
     for group in dict.fromkeys([*producers, *siblings]):
-        if kind[group] == _items(node) and not _leaves_and_returns(node, groups[group], dependence, groups):
+        alike = _items(groups.members[group][0]) == _items(node)
+        if alike and not _leaves_and_returns(node, group, groups):
             return group
-    return len(groups)
+    return None
 
 
-def _leaves_and_returns(
-    node: fx.Node, members: Sequence[str], dependence: nx.DiGraph, groups: dict[int, list[str]]
-) -> bool:
+def _leaves_and_returns(node: fx.Node, group: int, groups: _Groups) -> bool:
     """Whether a path from the region to the primitive passes through something outside: a call could not
-    both feed that and wait for it. Other regions are one operator each, so they are contracted."""
-    home = {site: f"group {number}" for number, sites in groups.items() for site in sites}
-    contracted = nx.relabel_nodes(dependence, home)
-    region = home[members[0]]
-    for outside in list(contracted.successors(region)):
-        if outside in (region, node.name):
+    both feed that and wait for it. Whatever else is in a region runs with the rest of it."""
+    seen = {*groups.members[group], node}
+    waiting = [source for source in node.all_input_nodes if source not in seen]
+    while waiting:
+        outside = waiting.pop()
+        if outside in seen:
             continue
-        if nx.has_path(contracted, outside, node.name):
-            return True
+        for member in groups.whole(outside):
+            seen.add(member)
+            for source in member.all_input_nodes:
+                if groups.of.get(source) == group:
+                    return True
+                waiting.append(source)
     return False
 
 

@@ -76,7 +76,7 @@ def _merged(used: Tensor, rows: int) -> Tensor:
     while rows > 1 and rows % 2 == 0:  # by halves, much faster than `any` over short groups
         used = F.pad(used, (0, 0, 0, len(used) % 2))
         used, rows = used[0::2] | used[1::2], rows // 2
-    return _grouped(used, rows).any(dim=1)
+    return _grouped(used, rows).any(dim=1) if rows > 1 else used
 
 
 def pack(matrix: Tensor, pattern: RowBlocks) -> PackedRows:
@@ -92,7 +92,7 @@ def pack(matrix: Tensor, pattern: RowBlocks) -> PackedRows:
     group, columns = kept.nonzero(as_tuple=True)
     values = grouped[group, :, columns].contiguous()
     pointers = torch.zeros(len(grouped) + 1, dtype=torch.int32)
-    pointers[1:] = kept.sum(dim=1).cumsum(0)
+    pointers[1:] = torch.bincount(group, minlength=len(grouped)).cumsum(0)
     return PackedRows(pattern, shape, values, columns.int(), pointers)
 
 
