@@ -12,25 +12,12 @@ its meaning and one in `cpu/epilogues.py` for its vector form. To add a target: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from sparsecomp.choice import Candidate
-from sparsecomp.layer import Layer
+from sparsecomp.cost import Cost
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
 from sparsecomp.target import Target
-
-
-class Cost(Protocol):
-    """Measured times, as the passes ask for them."""
-
-    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]: ...
-    def conversion(self, layer: Layer) -> float: ...
-    def elementwise(self, layer: Layer) -> float: ...
-    def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float: ...
-
 
 if TYPE_CHECKING:
     from sparsecomp.codegen.stream import StreamStore

@@ -35,12 +35,11 @@ from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
 from sparsecomp.codegen.threads import share_pytorch_threads, team_of
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.errors import LoweringError
-from sparsecomp.geometry import ROW_BLOCK, Planes, round_up
+from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, round_up
 from sparsecomp.program import Body
 from sparsecomp.region import Border, Call, Enter, Exit, Region, Rows, Split
 
 MAIN = "region"
-FLOAT = 4
 RULES = {
     RowsKernel: gathered_rows,
     EnterTokens: enter_tokens,
@@ -335,6 +334,10 @@ class LoweredRegion:
         table = np.zeros(code.table.arena + 1, dtype=np.int64)
         table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
         self._table = table
+
+    def __deepcopy__(self, memo: object) -> LoweredRegion:
+        """Nothing in it changes: a copied graph calls the same region."""
+        return self
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""

@@ -18,7 +18,6 @@ from sparsecomp.codegen.schedules import schedules
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key
-from sparsecomp.errors import LoweringError
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
 from sparsecomp.program import Body
@@ -215,18 +214,3 @@ def parse_schedule(text: str) -> Schedule:
     """Inverse of `str(schedule)`."""
     fields = {part[0]: int(part[1:]) for part in text.split()}
     return Schedule(fields["V"], fields["K"], fields.get("P", 0))
-
-
-def best_kernel_seconds(layer: Layer, matrix: Tensor, rows_per_block: int) -> tuple[str, float]:
-    """The best generated kernel of a pattern on one thread: its description and seconds.
-
-    `rows_per_block` 1, 2, 4 or 8 keeps a list of columns per block; 0 runs the weight as dense.
-    """
-    patterns = [p for p in PATTERNS if (p.shared if rows_per_block == 0 else p == RowBlocks(rows_per_block))]
-    if not patterns:
-        raise LoweringError(f"no pattern has blocks of {rows_per_block} rows")
-    stored = stored_elements(matrix, patterns)
-    timed = Meter(Target(), threads=1).timed(layer, matrix, stored)
-    seconds, schedule = min(timed[pattern] for pattern in patterns)
-    pattern = next(pattern for pattern in patterns if timed[pattern] == (seconds, schedule))
-    return f"{pattern} [{schedule}]", seconds

@@ -5,12 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.geometry import TILE, Geometry, Planes, offsets
+from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
 
-FLOAT = 4
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
 

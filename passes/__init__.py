@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from sparsecomp.choice import Choice
+from sparsecomp.cost import Cost
 from sparsecomp.layer import Layer
-from sparsecomp.passes.choose_kernels import ChooseKernels, Cost
+from sparsecomp.passes.choose_kernels import ChooseKernels
 from sparsecomp.passes.find_layers import FindLayers
 from sparsecomp.passes.fold_constants import FoldConstants
 from sparsecomp.passes.fuse_epilogues import FuseEpilogues

@@ -5,30 +5,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import networkx as nx
-from torch import Tensor, fx
+from torch import fx
 
 from sparsecomp.choice import DENSE, Candidate, Choice
+from sparsecomp.cost import Cost
 from sparsecomp.layer import Layer
 from sparsecomp.passes.fuse_epilogues import RULES
 from sparsecomp.passes.remove_copies import PADS
 from sparsecomp.program import Program
 from sparsecomp.region import RowsKernelChoice
-
-
-class Cost(Protocol):
-    """Measured times, handed in: this room knows nothing of kernels."""
-
-    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        """PyTorch's operator first, then every kernel, measured or refused."""
-        ...
-
-    def conversion(self, layer: Layer) -> float:
-        """Seconds to bring the layer's output to PyTorch's layout and back."""
-        ...
-
 
 NEARLY = 1.08
 """Times closer than this are taken as equal: measurements repeat no better."""

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
+from sparsecomp.cost import Cost
 from sparsecomp.epilogue import split_steps
-from sparsecomp.layer import Layer
 from sparsecomp.program import Body, Program
 
 
-class ElementwiseCost(Protocol):
-    def elementwise(self, layer: Layer) -> float:
-        """Seconds PyTorch takes for one element-wise operator on the layer's output."""
-        ...
-
-
-def pytorch_seconds(program: Program, body: Body, cost: ElementwiseCost) -> float:
+def pytorch_seconds(program: Program, body: Body, cost: Cost) -> float:
     """What the region's operators take in PyTorch: its layers, and what was fused into them.
 
     A bias is part of PyTorch's own operators, and so is not counted.
@@ -30,7 +23,7 @@ def pytorch_seconds(program: Program, body: Body, cost: ElementwiseCost) -> floa
 
 
 def slower_regions(
-    program: Program, seconds: Mapping[str, float], cost: ElementwiseCost, min_speedup: float = 1.0
+    program: Program, seconds: Mapping[str, float], cost: Cost, min_speedup: float = 1.0
 ) -> dict[str, str]:
     """Site -> reason, for every layer of a region that loses. `seconds`: region -> its measured time."""
     refused = {}

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
+from sparsecomp.cost import Cost
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
@@ -115,7 +116,7 @@ class Compiler:
         return codegen.lower(body, self.options.target, self.streams, self.options.thread_count)
 
     def _measure(
-        self, program: Program, runners: dict[str, Runner], cost: codegen.Cost, watch: Watch
+        self, program: Program, runners: dict[str, Runner], cost: Cost, watch: Watch
     ) -> dict[str, float]:
         """Seconds of each region on inputs of the example's shapes. Regions that must run are put in `runners`."""
         watch.stage("measuring regions", total=len(program.regions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,9 @@ class DropIn(InferenceOnly):
     _eager: nn.Module
     """The model with its converted layers swapped, and its other converted weights unpacked when read."""
 
+    @abstractmethod
     def _weight(self, name: str) -> Tensor:
         """A packed weight, unpacked exactly."""
-        raise NotImplementedError
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Nothing set here is a parameter or a submodule of this module."""

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from sparsecomp.layer import Layer
 
+FLOAT = 4
+"""Bytes."""
 LINE = 16
 """Floats in a cache line: planes and positions (0, 0) are aligned to it."""
 TILE = 128

@@ -41,7 +41,6 @@ class SparseModule(DropIn):
     It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
     else, `config` or `generate` say, is the model's own. A call whose shapes no graph covers compiles another
     one on the same weights; one that cannot be captured runs layer by layer.
-
     """
 
     _options: Options

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from sparsecomp.choice import Candidate, Choice
 from sparsecomp.facts import Facts
+from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
 from sparsecomp.pipeline import Step
 from sparsecomp.program import Program
 
-FLOAT = 4
 MIB = 1 << 20
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from dataclasses import replace
 from typing import Any
@@ -305,6 +306,18 @@ def test_as_a_user_compiles() -> None:
         assert layer.choice is not None
         assert layer.choice.reason
         assert any(candidate.kernel == DENSE for candidate in layer.choice.candidates)
+
+
+@pytest.mark.usefixtures("any_kernel")
+@pytest.mark.parametrize("target", ["cpu", "reference"])
+def test_the_rewritten_graph_can_be_copied(target: str) -> None:
+    """As tools that rewrite graphs do before they begin; the copy calls the same regions."""
+    model, x = Mlp().eval(), torch.randn(4, 70)
+    prune(model, "unstructured", 0.9)
+    compiled = compile_sparse(model, (x,), target=target, min_speedup=0.0)
+    graph = copy.deepcopy(compiled.graph)
+    assert graph is not None
+    assert relative_error(graph(x)[0], model(x)) < TOLERANCE
 
 
 # What is accepted --------------------------------------------------------------------------------------------

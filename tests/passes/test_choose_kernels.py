@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.reference import StoredCost
 from sparsecomp.layer import Layer
 from sparsecomp.passes.choose_kernels import ChooseKernels
 from sparsecomp.pattern import RowBlocks
@@ -23,7 +24,7 @@ Times = Mapping[str, tuple[float, float | None, float | None]]
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(StoredCost):
     """Times by layer name: PyTorch's, a 4x1 kernel's, an unstructured kernel's; None refuses."""
 
     times: Times

@@ -1,21 +1,67 @@
-"""A region that loses with its conversions gives its layers back, with the reason."""
+"""A region is weighed with everything it does: its layers, what was fused into them, its conversions."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsecomp.codegen.reference import StoredCost
-from sparsecomp.passes.weigh_regions import slower_regions
+from sparsecomp.layer import Layer
+from sparsecomp.passes.weigh_regions import pytorch_seconds, slower_regions
 from tests.passes.programs import rewritten, sparse
 
 
-def test_a_slow_region_is_refused_and_a_fast_one_is_not() -> None:
-    program = rewritten(
-        sparse(nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))), torch.randn(2, 32)
+class Chain(nn.Module):
+    """Two layers in one region, then a third behind a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.softmax(self.second(F.relu(self.first(x))), -1))
+        return y
+
+
+class Elementwise(StoredCost):
+    def elementwise(self, layer: Layer) -> float:
+        return 1e-6
+
+
+DENSE = 16 * 16 * 1e-9
+"""What StoredCost says of a layer in PyTorch."""
+
+
+def test_fused_operators_count_and_a_bias_does_not() -> None:
+    program = rewritten(sparse(Chain()), torch.randn(3, 16))
+    chain, last = (pytorch_seconds(program, body, Elementwise()) for body in program.regions.values())
+    assert chain == pytest.approx(2 * DENSE + 1e-6)
+    assert last == pytest.approx(DENSE)
+
+
+@pytest.mark.parametrize(
+    ("chain", "last", "min_speedup", "losers"),
+    [
+        (0.9, 0.9, 1.0, set()),
+        (1.1, 0.9, 1.0, {"first", "second"}),
+        (0.9, 1.0, 1.0, {"last"}),
+        (0.9, 0.9, 1.2, {"first", "second", "last"}),
+    ],
+)
+def test_all_layers_of_a_region_that_loses_go_back(
+    chain: float, last: float, min_speedup: float, losers: set[str]
+) -> None:
+    """Times of the regions are given in those of PyTorch."""
+    program = rewritten(sparse(Chain()), torch.randn(3, 16))
+    cost = Elementwise()
+    seconds = {
+        name: times * pytorch_seconds(program, body, cost)
+        for (name, body), times in zip(program.regions.items(), (chain, last), strict=True)
+    }
+    refused = slower_regions(program, seconds, cost, min_speedup)
+    assert {program.layers[site].name for site in refused} == losers
+    assert all(
+        "with layout conversions" in reason and "ms in PyTorch" in reason for reason in refused.values()
     )
-    (name,) = program.regions
-    refused = slower_regions(program, {name: 1.0}, StoredCost())
-    assert set(refused) == set(program.layers)
-    assert all("its region of 2 layers would take 1000.000 ms" in reason for reason in refused.values())
-    assert slower_regions(program, {name: 0.0}, StoredCost()) == {}
