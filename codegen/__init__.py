@@ -39,7 +39,7 @@ def lower(body: Body, target: Target, streams: StreamStore, threads: Callable[[]
         from sparsecomp.codegen.reference import ReferenceRegion
 
         return ReferenceRegion(body, streams)
-    from sparsecomp.codegen.compiled_region import lower_region
+    from sparsecomp.codegen.lowered_region import lower_region
     from sparsecomp.codegen.machine import machine_of
 
     return lower_region(body, machine_of(target), streams, threads)

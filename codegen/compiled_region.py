@@ -1,24 +1,17 @@
-"""A region -> one compiled function, and the function with its weights -> something that runs on tensors."""
+"""A region -> one compiled function: its kernels, and the function that calls them in order."""
 
 from __future__ import annotations
 
-import ctypes
-import math
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
-import torch
 import tvm
-from torch import Tensor
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.arena import Arena, ArenaPool, plan_arena
+from sparsecomp.codegen.arena import Arena, plan_arena
 from sparsecomp.codegen.cpu.borders import (
     CopyPlanes,
     EnterTokens,
@@ -29,14 +22,10 @@ from sparsecomp.codegen.cpu.borders import (
 )
 from sparsecomp.codegen.cpu.emit import UNBOUNDED, Expr, i64
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
-from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
-from sparsecomp.codegen.threads import share_pytorch_threads, team_of
+from sparsecomp.codegen.threads import share_pytorch_threads
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.errors import LoweringError
-from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, round_up
-from sparsecomp.program import Body
+from sparsecomp.geometry import FLOAT, Planes
 from sparsecomp.region import Border, Call, Enter, Exit, Region, Rows, Split
 
 MAIN = "region"
@@ -306,97 +295,3 @@ class _Builder:
 
     def _output(self, index: int, item: Expr) -> Expr:
         return self._border(self.table.outputs + index, self.region.outputs[index], item)
-
-
-_POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionary()
-"""Of the compiled functions in use, by identity: equal regions take turns with one arena."""
-
-
-def _pool(code: Code) -> ArenaPool:
-    return _POOLS.setdefault(id(code), ArenaPool(code.arena.size))
-
-
-class LoweredRegion:
-    """A compiled region bound to its weights; safe to call from several threads at once."""
-
-    def __init__(
-        self,
-        code: Code,
-        streams: Sequence[Stream],
-        vectors: Sequence[Tensor],
-        threads: Callable[[], int] = torch.get_num_threads,
-    ) -> None:
-        self.code, self.streams, self.threads = code, tuple(streams), threads
-        self.pool = _pool(code)
-        masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
-        parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
-        self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
-        table = np.zeros(code.table.arena + 1, dtype=np.int64)
-        table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
-        self._table = table
-
-    def __deepcopy__(self, memo: object) -> LoweredRegion:
-        """Nothing in it changes: a copied graph calls the same region."""
-        return self
-
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
-        outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
-        with self.prepared(inputs, outputs) as call:
-            call()
-        return outputs
-
-    @contextmanager
-    def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
-        """The call with all its pointers set, to make once or, when timing, many times."""
-        leading = self._leading(inputs)
-        for x, border in zip(inputs, self.code.region.inputs, strict=True):
-            if x.dtype != torch.float32 or tuple(x.shape) != border_shape(border, leading):
-                raise LoweringError(
-                    f"a region takes float32 of {border_shape(border, leading)}, not {x.dtype} of {tuple(x.shape)}"
-                )
-        inputs = [x.detach().contiguous() for x in inputs]
-        extent = math.prod(leading)
-        threads = min(self.threads(), SHARES)
-        table = self._table.copy()
-        table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-        with self.pool.lend(threads) as arena, team_of(threads):
-            table[-1] = arena.data_ptr()
-            yield partial(self.code.run, ctypes.c_void_p(table.ctypes.data), extent, threads)
-
-    def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
-        leading = self._leading(inputs)
-        return [border_shape(border, leading) for border in self.code.region.outputs]
-
-    def _leading(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-        """Tokens, with whatever shape they come in, or the batch."""
-        return tuple(inputs[0].shape[:-1] if self.code.region.tokens else inputs[0].shape[:1])
-
-
-def lower_region(
-    body: Body, machine: Machine, streams: StreamStore, threads: Callable[[], int]
-) -> LoweredRegion:
-    """Lay the section out, pack what is not packed yet, compile what is not compiled yet, bind."""
-    section = body.section
-    geometry = source_geometry(section)
-    packed = [
-        streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
-        for op in section.ops
-    ]
-    region = lay_out(section, [body.how[op.site] for op in section.ops], [stream.kept for stream in packed])
-    vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
-    return LoweredRegion(compile_region(region, machine), packed, vectors, threads)
-
-
-def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:
-    """Shape of a tensor at the border, given its leading dimensions: tokens, or the batch."""
-    if border.height:
-        return (*leading, border.channels, border.height, border.width)
-    return (*leading, border.channels)
-
-
-def _padded(vector: Tensor) -> Tensor:
-    """A per-channel vector, zeros for the rows that fill up the last block."""
-    padded = torch.zeros(round_up(len(vector), ROW_BLOCK))
-    padded[: len(vector)] = vector
-    return padded

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
-from sparsecomp.codegen.compiled_region import LoweredRegion, compile_region
+from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.schedules import schedules
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of

@@ -10,10 +10,11 @@ import tvm
 from torch import Tensor
 from tvm import s_tir
 
-from sparsecomp.codegen.compiled_region import LoweredRegion, compile_region
+from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.stream import make_stream
 from sparsecomp.epilogue import ACTIVATIONS, STEPS, apply, split_steps

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparsecomp.codegen.compiled_region import LoweredRegion, compile_region
+from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.stream import make_stream
 from sparsecomp.epilogue import STEPS, split_steps

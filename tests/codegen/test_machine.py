@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsecomp.codegen.compiled_region import Code, LoweredRegion, compile_region
+from sparsecomp.codegen.compiled_region import Code, compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.schedules import schedules
 from sparsecomp.codegen.stream import Stream, make_stream

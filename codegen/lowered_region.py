@@ -1,0 +1,118 @@
+"""A compiled function with its weights -> something that runs on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecomp.codegen.arena import ArenaPool
+from sparsecomp.codegen.compiled_region import Code, compile_region
+from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
+from sparsecomp.codegen.threads import team_of
+from sparsecomp.errors import LoweringError
+from sparsecomp.geometry import ROW_BLOCK, round_up
+from sparsecomp.program import Body
+from sparsecomp.region import Border
+
+_POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionary()
+"""Of the compiled functions in use, by identity: equal regions take turns with one arena."""
+
+
+def _pool(code: Code) -> ArenaPool:
+    return _POOLS.setdefault(id(code), ArenaPool(code.arena.size))
+
+
+class LoweredRegion:
+    """A compiled region bound to its weights; safe to call from several threads at once."""
+
+    def __init__(
+        self,
+        code: Code,
+        streams: Sequence[Stream],
+        vectors: Sequence[Tensor],
+        threads: Callable[[], int] = torch.get_num_threads,
+    ) -> None:
+        self.code, self.streams, self.threads = code, tuple(streams), threads
+        self.pool = _pool(code)
+        masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
+        parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
+        self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
+        table = np.zeros(code.table.arena + 1, dtype=np.int64)
+        table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
+        self._table = table
+
+    def __deepcopy__(self, memo: object) -> LoweredRegion:
+        """Nothing in it changes: a copied graph calls the same region."""
+        return self
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
+        outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
+        with self.prepared(inputs, outputs) as call:
+            call()
+        return outputs
+
+    @contextmanager
+    def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
+        """The call with all its pointers set, to make once or, when timing, many times."""
+        leading = self._leading(inputs)
+        for x, border in zip(inputs, self.code.region.inputs, strict=True):
+            if x.dtype != torch.float32 or tuple(x.shape) != border_shape(border, leading):
+                raise LoweringError(
+                    f"a region takes float32 of {border_shape(border, leading)}, not {x.dtype} of {tuple(x.shape)}"
+                )
+        inputs = [x.detach().contiguous() for x in inputs]
+        extent = math.prod(leading)
+        threads = min(self.threads(), SHARES)
+        table = self._table.copy()
+        table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        with self.pool.lend(threads) as arena, team_of(threads):
+            table[-1] = arena.data_ptr()
+            yield partial(self.code.run, ctypes.c_void_p(table.ctypes.data), extent, threads)
+
+    def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
+        leading = self._leading(inputs)
+        return [border_shape(border, leading) for border in self.code.region.outputs]
+
+    def _leading(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+        """Tokens, with whatever shape they come in, or the batch."""
+        return tuple(inputs[0].shape[:-1] if self.code.region.tokens else inputs[0].shape[:1])
+
+
+def lower_region(
+    body: Body, machine: Machine, streams: StreamStore, threads: Callable[[], int]
+) -> LoweredRegion:
+    """Lay the section out, pack what is not packed yet, compile what is not compiled yet, bind."""
+    section = body.section
+    geometry = source_geometry(section)
+    packed = [
+        streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
+        for op in section.ops
+    ]
+    region = lay_out(section, [body.how[op.site] for op in section.ops], [stream.kept for stream in packed])
+    vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
+    return LoweredRegion(compile_region(region, machine), packed, vectors, threads)
+
+
+def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:
+    """Shape of a tensor at the border, given its leading dimensions: tokens, or the batch."""
+    if border.height:
+        return (*leading, border.channels, border.height, border.width)
+    return (*leading, border.channels)
+
+
+def _padded(vector: Tensor) -> Tensor:
+    """A per-channel vector, zeros for the rows that fill up the last block."""
+    padded = torch.zeros(round_up(len(vector), ROW_BLOCK))
+    padded[: len(vector)] = vector
+    return padded
