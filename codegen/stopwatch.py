@@ -11,7 +11,7 @@ import torch
 
 REPEATS = 9
 ROUNDS = 4
-HOPELESS = 1.5
+FAR_BEHIND = 1.5
 """Who takes so much longer than the fastest after two rounds is not timed any further."""
 
 Contestant = Callable[[], AbstractContextManager[Callable[[], object]]]
@@ -39,7 +39,7 @@ def seconds_in_turn(contestants: Sequence[Contestant]) -> list[float]:
     """The fastest run of each. They take turns, so that what slows the machine for a while slows all of them."""
     best = [math.inf] * len(contestants)
     for turn in range(ROUNDS):
-        limit = HOPELESS * min(best, default=0.0)
+        limit = FAR_BEHIND * min(best, default=0.0)
         for number, contestant in enumerate(contestants):
             if turn < 2 or best[number] <= limit:
                 with contestant() as run:

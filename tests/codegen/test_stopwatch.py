@@ -33,7 +33,7 @@ def scripted(
 
 def test_each_runs_once_a_round_and_its_fastest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     contestants, order = scripted([[3.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 2.5]], monkeypatch)
-    monkeypatch.setattr(stopwatch, "HOPELESS", 100)
+    monkeypatch.setattr(stopwatch, "FAR_BEHIND", 100)
     assert seconds_in_turn(contestants) == [3.0, 2.5]
     assert order == [0, 1] * ROUNDS
 
