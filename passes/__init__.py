@@ -48,5 +48,5 @@ def keeping(settled: Mapping[Layer, Choice]) -> tuple[Pass, ...]:
 
 
 def rewriting(prefix: str, packed: Packed | None = None) -> tuple[Pass, ...]:
-    """What is made of it: primitives, fused and grouped into regions. `packed` holds weights from time to time."""
+    """What is made of it: primitives, fused and grouped into regions. `packed` is kept from one time to the next."""
     return (RewriteSparse({} if packed is None else packed), FuseEpilogues(), OutlineRegions(prefix))

@@ -96,11 +96,9 @@ def _stored(block: Block, counts: Tensor, rows: int, columns: int) -> int:
     high, wide = block
     below, beside = -rows % high, -columns % wide  # what the last row and column of blocks lack
     used = counts[: -(-rows // high), : -(-columns // wide)].numpy()
-    whole = high * wide * int(np.count_nonzero(used))
-    lacking = below * wide * int(np.count_nonzero(used[-1])) + high * beside * int(
-        np.count_nonzero(used[:, -1])
-    )
-    return whole - lacking + below * beside * int(used[-1, -1] > 0)
+    whole, last_row, last_column = (int(np.count_nonzero(part)) for part in (used, used[-1], used[:, -1]))
+    lacking = below * wide * last_row + high * beside * last_column
+    return high * wide * whole - lacking + below * beside * int(used[-1, -1] > 0)
 
 
 def _follows(stored: int, nonzeros: int, live: int) -> bool:

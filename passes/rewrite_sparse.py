@@ -16,8 +16,8 @@ from sparsecomp.program import Program
 
 aten = torch.ops.aten
 
-
 Packed = dict[tuple[str, bool, RowBlocks], PackedRows]
+"""By parameter, whether it is read transposed, and pattern."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RewriteSparse:
 
     name: ClassVar[str] = "rewrite-sparse"
     packed: Packed = field(default_factory=dict, compare=False)
-    """By parameter, whether it is read transposed, and pattern: what was packed before, and what is packed now."""
+    """What was packed before, and what is packed now."""
 
     def __call__(self, program: Program) -> Program:
         chosen = {site: choice.how for site, choice in program.choices.items() if choice.how}
