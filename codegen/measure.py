@@ -18,11 +18,12 @@ from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.schedules import schedules
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
-from sparsecomp.codegen.timings import Timings, layer_key, region_key
+from sparsecomp.codegen.timings import Timings, layer_key, region_key, work_key
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp, WorkOp
 from sparsecomp.target import Target
 
 Timed = tuple[float, str]
@@ -146,9 +147,9 @@ class Meter:
         floats = math.prod(layer.output_shape)
         return self._seconds_per_float(layer.op == "linear") * floats
 
-    def elementwise(self, layer: Layer) -> float:
-        """Seconds PyTorch takes for one element-wise operator on the layer's output."""
-        floats = math.prod(layer.output_shape)
+    def elementwise(self, shape: tuple[int, ...]) -> float:
+        """Seconds PyTorch takes for one element-wise operator on a tensor of this shape."""
+        floats = math.prod(shape)
         key = layer_key(self.machine, self.threads, PROBES[True], "elementwise")
         found = self.timings.get(key)
         if found is None:
@@ -156,6 +157,17 @@ class Meter:
             found = (seconds_of(lambda: torch.relu(x)) / x.numel(), "")
             self.timings.put(key, *found)
         return found[0] * floats
+
+    def work(self, op: WorkOp) -> float:
+        """Seconds PyTorch takes for the work between layers."""
+        key = work_key(self.machine, self.threads, op)
+        found = self.timings.get(key)
+        if found is None:
+            sources = [torch.randn(shape) for shape in op.input_shapes]
+            vectors = [torch.randn(op.output_shape[op.channel]) for _ in range(2)]
+            found = (seconds_of(lambda: op.work.run(sources, vectors, op.channel)), "")
+            self.timings.put(key, *found)
+        return found[0]
 
     def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:
         """Seconds of a whole region. Only what was not measured before is prepared, and run."""

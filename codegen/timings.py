@@ -14,10 +14,11 @@ import torch
 import tvm
 from filelock import FileLock
 
-from sparsecomp import geometry, layer, pattern, region
+from sparsecomp import geometry, layer, pattern, region, section, work
 from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
+from sparsecomp.section import WorkOp
 
 LOG = logging.getLogger(__name__)
 FORMAT = 1
@@ -29,7 +30,7 @@ DENSITY_STEP = 0.02
 def generator() -> str:
     """Names the state of the code that shapes kernels: what another state measured may not hold for it."""
     digest = hashlib.sha256()
-    nouns = [Path(str(module.__file__)) for module in (geometry, region, pattern, layer)]
+    nouns = [Path(str(module.__file__)) for module in (geometry, region, section, work, pattern, layer)]
     for path in (*sorted(Path(__file__).parent.rglob("*.py")), *nouns):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -51,6 +52,11 @@ def region_key(machine: Machine, threads: int, body: Body) -> str:
     tensors = {name: number for number, name in enumerate(section.inputs)}
     fields = ["region"]
     for op in section.ops:
+        if isinstance(op, WorkOp):
+            reads = [tensors[name] for name in (*op.sources, *op.tensors)]
+            tensors[op.target] = len(tensors)
+            fields.append(f"{_work(op)} epilogue {op.epilogue or 'none'} reads {reads}")
+            continue
         packed = body.packed[op.site]
         density = packed.stored / max(1, op.layer.rows * op.layer.columns)
         reads = [tensors[name] for name in (op.source, *op.tensors)]
@@ -59,6 +65,15 @@ def region_key(machine: Machine, threads: int, body: Body) -> str:
         fields.append(f"{_layer(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
     fields.append(f"returns {[tensors[name] for name in section.outputs]}")
     return "; ".join((*fields, *_surroundings(machine, threads)))
+
+
+def work_key(machine: Machine, threads: int, op: WorkOp) -> str:
+    """Everything the time of the work between layers depends on, in PyTorch."""
+    return "; ".join(("in PyTorch", _work(op), *_surroundings(machine, threads)))
+
+
+def _work(op: WorkOp) -> str:
+    return f"{op.work!r} inputs {op.input_shapes}"
 
 
 def _layer(layer: Layer) -> str:

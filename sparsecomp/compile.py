@@ -83,7 +83,7 @@ class Compiler:
         program, found = run(analysis(inputs, options.skip), Program(graph))
         _check_finite(program)
         if self.settled is not None:
-            rewritten, steps = self._rewrite(keeping(self.settled), program, {}, watch)
+            rewritten, steps = self._rewrite(keeping(self.settled), program, inputs, {}, watch)
             runners = self._lower(rewritten, {}, watch)
             return self._executable(rewritten, runners, {}, (*found, *steps))
         cost = codegen.meter(options.target, options.thread_count())
@@ -92,7 +92,7 @@ class Compiler:
         while True:
             watch.stage("measuring layers", total=len(program.layers))
             passes = choosing(cost, options.min_speedup, refused, watch.item)
-            rewritten, steps = self._rewrite(passes, program, packed, watch)
+            rewritten, steps = self._rewrite(passes, program, inputs, packed, watch)
             measured: dict[str, Runner] = {}
             seconds = self._measure(rewritten, measured, cost, watch)
             slower = slower_regions(rewritten, seconds, cost, options.min_speedup)
@@ -105,11 +105,16 @@ class Compiler:
         return self._executable(rewritten, runners, seconds, (*found, *steps))
 
     def _rewrite(
-        self, passes: tuple[Pass, ...], program: Program, packed: Packed, watch: Watch
+        self,
+        passes: tuple[Pass, ...],
+        program: Program,
+        inputs: tuple[Tensor, ...],
+        packed: Packed,
+        watch: Watch,
     ) -> tuple[Program, list[Step]]:
         chosen, chose = run(passes, program)
         watch.stage("rewriting")
-        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", packed), chosen)
+        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", inputs, packed), chosen)
         return rewritten, [*chose, *rewrote]
 
     def _runner(self, body: Body) -> Runner:
@@ -154,7 +159,7 @@ class Compiler:
         regions = tuple(
             RegionReport(
                 name.rpartition("/")[2],
-                tuple(op.layer.name for op in body.section.ops),
+                tuple(op.layer.name for op in body.section.layers),
                 body.ended_by,
                 seconds.get(name),
             )

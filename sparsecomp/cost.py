@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsecomp.choice import Candidate
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
+from sparsecomp.section import WorkOp
 
 
 class Cost(Protocol):
@@ -23,8 +24,12 @@ class Cost(Protocol):
         """To bring the layer's output to PyTorch's layout and back."""
         ...
 
-    def elementwise(self, layer: Layer) -> float:
-        """Of one element-wise operator of PyTorch on the layer's output."""
+    def elementwise(self, shape: tuple[int, ...]) -> float:
+        """Of one element-wise operator of PyTorch on a tensor of this shape."""
+        ...
+
+    def work(self, op: WorkOp) -> float:
+        """Of the work between layers, in PyTorch."""
         ...
 
     def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:

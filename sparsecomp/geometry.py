@@ -33,9 +33,24 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tile of tokens: feature k of token t lies at `k * tile + t`. The last tile may be partly filled."""
+    """Tiles of tokens: feature k of token t of a tile lies at `k * tile + t`.
+
+    Without a `length` an item is one tile, and tokens of all sequences follow one another; the last tile may be
+    partly filled. With it an item is one sequence of `length` tokens, which begins a tile of its own.
+    """
 
     tile: int = TILE
+    length: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """In an item."""
+        return -(-self.length // self.tile) if self.length else 1
+
+    @property
+    def tiling(self) -> Tokens:
+        """All that a weight stream depends on."""
+        return Tokens(self.tile)
 
     @property
     def plane(self) -> int:
@@ -50,7 +65,7 @@ class Tokens:
         return self.tile
 
     def __str__(self) -> str:
-        return f"tokens[{self.tile}]"
+        return f"tokens[{self.tile}]" + (f" of {self.length}" if self.length else "")
 
 
 @dataclass(frozen=True)

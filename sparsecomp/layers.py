@@ -23,7 +23,8 @@ from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import padding_sides
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 LOG = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example
 from sparsecomp.inference_only import without_backward
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
+from sparsecomp.profile import Profile, profile_graph
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
@@ -356,6 +357,26 @@ class SparseModule(DropIn):
             expected = seeded(lambda: model(*call, **kcall))
         with unchanged(self._eager):
             return relative_error(seeded(lambda: self(*copied_call(args, kwargs)[0], **kwargs)), expected)
+
+    def profile(self, *args: Any, **kwargs: Any) -> Profile:
+        """Where the time of this call goes: per layer, per region, and what is left to PyTorch.
+
+        Raises:
+            InputError: no captured graph covers the call; the report says why.
+        """
+        with torch.no_grad():
+            self(*args, **kwargs)
+            variant = self._covering(args, kwargs)
+            if variant is None:
+                raise InputError(
+                    f"there is no graph to profile for this call: the model runs as {self.report.rung!r}, "
+                    "and the notes of its report say why."
+                )
+            inputs = variant.capture.flatten(args, kwargs)
+            executable = variant.executable
+            return profile_graph(
+                executable.graph, executable.runners, inputs, lambda: self._dispatch(args, kwargs)
+            )
 
     def extra_repr(self) -> str:
         return self.report._headline()

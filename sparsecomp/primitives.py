@@ -18,6 +18,7 @@ from sparsecomp import epilogue as epilogues
 from sparsecomp.errors import LoweringError
 from sparsecomp.layer import padded_conv2d
 from sparsecomp.pattern import PackedRows, RowBlocks, unpack
+from sparsecomp.work import LANES, Attention, score_mask
 
 _LIBRARY = torch.library.Library("sparsecomp", "DEF")
 _WEIGHT = "Tensor values, Tensor columns, Tensor pointers, int block, bool shared, int[] weight_shape"
@@ -96,6 +97,58 @@ def _fake_conv2d(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *
     return x.new_empty((x.shape[0], shape[0], *sizes))
 
 
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    heads: Sequence[int],
+    sizes: Sequence[int],
+    scale: float,
+    causal: bool,
+    starts: Sequence[int],
+) -> Tensor:
+    """Attention of tensors B x tokens x channels, heads side by side: `heads` of the queries and of the keys,
+    `sizes` of a key and of a value; see `sparsecomp.work.Attention`. The mask is one of `score_mask`."""
+    sources = (q, k, v) if mask is None else (q, k, v, mask)
+    return attention_work(heads, sizes, scale, causal, starts, mask is not None).run(sources, (), -1)
+
+
+def attention_work(
+    heads: Sequence[int],
+    sizes: Sequence[int],
+    scale: float,
+    causal: bool,
+    starts: Sequence[int],
+    masked: bool,
+) -> Attention:
+    """The work that the primitive's arguments describe."""
+    first = (starts[0], starts[1], starts[2])
+    return Attention(heads[0], heads[1], sizes[0], sizes[1], scale, causal, first, masked)
+
+
+_LIBRARY.define(
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, int[] heads, int[] sizes, float scale, "
+    "bool causal, int[] starts) -> Tensor"
+)
+_LIBRARY.impl("attention", attention, "CPU")
+_LIBRARY.define("score_mask(Tensor mask, int queries) -> Tensor")
+_LIBRARY.impl("score_mask", score_mask, "CPU")
+
+
+@torch.library.register_fake("sparsecomp::attention")
+def _fake_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *rest: object) -> Tensor:
+    heads, sizes = rest[0], rest[1]
+    return q.new_empty((*q.shape[:2], heads[0] * sizes[1]))  # type: ignore[index]
+
+
+@torch.library.register_fake("sparsecomp::score_mask")
+def _fake_score_mask(mask: Tensor, queries: int) -> Tensor:
+    batch, heads = [1, 1, *mask.shape[:-2]][-2:]
+    size = (batch, heads, mask.shape[-1], queries + -queries % LANES)
+    return mask.new_empty(size, dtype=torch.float32)
+
+
 class Runner(Protocol):
     """What stands behind the name of a region."""
 
@@ -104,7 +157,16 @@ class Runner(Protocol):
         """Its packed weights."""
         ...
 
+    @property
+    def labels(self) -> Sequence[tuple[str, str]]:
+        """Of its kernels, in order: the layer's name or the work between layers, and the call as it prints."""
+        ...
+
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]: ...
+
+    def call_seconds(self, inputs: Sequence[Tensor]) -> list[float]:
+        """How long each kernel takes, called one by one in order."""
+        ...
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         """Of the outputs, which may be symbolic as the inputs' are."""
@@ -140,6 +202,8 @@ def _fake_region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
 
 ROWS_LINEAR = torch.ops.sparsecomp.rows_linear.default
 ROWS_CONV2D = torch.ops.sparsecomp.rows_conv2d.default
+ATTENTION = torch.ops.sparsecomp.attention.default
+SCORE_MASK = torch.ops.sparsecomp.score_mask.default
 REGION = torch.ops.sparsecomp.region.default
 PRIMITIVES = (ROWS_LINEAR, ROWS_CONV2D)
 

@@ -12,19 +12,8 @@ from torch.nn import functional as F
 from sparsecomp.geometry import Planes, Tokens
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import (
-    Border,
-    Enter,
-    Exit,
-    Region,
-    Rows,
-    Schedule,
-    Section,
-    SectionOp,
-    Split,
-    Value,
-    run_section,
-)
+from sparsecomp.region import Border, Enter, Exit, Region, Rows, Schedule, Split, Value
+from sparsecomp.section import Section, SectionOp, run_section
 
 SCHEDULE = Schedule(4, 16)
 

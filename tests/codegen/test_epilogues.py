@@ -20,7 +20,8 @@ from sparsecomp.codegen.stream import make_stream
 from sparsecomp.epilogue import ACTIVATIONS, STEPS, apply, split_steps
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(1, 1))

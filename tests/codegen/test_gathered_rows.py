@@ -20,7 +20,8 @@ from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import TILE
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp, run_section
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp, run_section
 from sparsecomp.target import Target
 
 MACHINE = machine_of(Target())

@@ -8,7 +8,8 @@ from sparsecomp.codegen.layout import View, lay_out, place, source_geometry, sou
 from sparsecomp.geometry import Planes, Tokens
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Enter, Region, Rows, RowsKernelChoice, Schedule, Section, SectionOp, Split
+from sparsecomp.region import Enter, Region, Rows, RowsKernelChoice, Schedule, Split
+from sparsecomp.section import Section, SectionOp
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(8, 128, 128))
 SHARED = RowsKernelChoice(RowBlocks(8, shared=True), Schedule(3, 256))

@@ -20,7 +20,8 @@ from sparsecomp.epilogue import apply
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")

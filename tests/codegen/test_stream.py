@@ -15,7 +15,8 @@ from sparsecomp.codegen.stream import SHARES, Stream, StreamStore, make_stream, 
 from sparsecomp.geometry import Planes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 
 UNSTRUCTURED = RowBlocks(1)
 LAYERS = {

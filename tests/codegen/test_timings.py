@@ -13,7 +13,8 @@ from sparsecomp.codegen.timings import Timings, region_key
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(4, 16))

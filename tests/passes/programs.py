@@ -35,7 +35,7 @@ def chosen(model: nn.Module, *inputs: Tensor, **options: Any) -> Program:
 
 
 def rewritten(model: nn.Module, *inputs: Tensor) -> Program:
-    return run(rewriting("test/region"), chosen(model, *inputs))[0]
+    return run(rewriting("test/region", inputs), chosen(model, *inputs))[0]
 
 
 def same_outputs(program: Program, model: nn.Module, *inputs: Tensor) -> bool:

@@ -1,0 +1,274 @@
+"""Each call of a region -> the kernel that serves it, and what that is called with.
+
+To add a kernel: a file in `codegen/cpu/`, a line in `RULES`, and a case in `specify` and `arguments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
+from sparsecomp.codegen.cpu.mean import MeanKernel, mean
+from sparsecomp.codegen.cpu.norms import NormKernel, norm
+from sparsecomp.codegen.cpu.taps import TapsKernel, taps
+
+from sparsecomp.codegen.cpu.borders import (
+    CopyPlanes,
+    EnterTokens,
+    ExitTokens,
+    copy_planes,
+    enter_tokens,
+    exit_tokens,
+)
+from sparsecomp.codegen.cpu.emit import Expr
+from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
+from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.table import Frame, tile_step
+from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.geometry import Planes, Tokens, offsets
+from sparsecomp.region import Apply, Call, Enter, Exit, Region, Rows, Split, Value
+from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
+
+RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
+    RowsKernel: gathered_rows,
+    EnterTokens: enter_tokens,
+    ExitTokens: exit_tokens,
+    CopyPlanes: copy_planes,
+    NormKernel: norm,
+    AttentionKernel: attention,
+    TapsKernel: taps,
+    MeanKernel: mean,
+}
+"""Which file makes which kernel."""
+
+
+def whole_items(call: Call) -> bool:
+    """Whether one invocation does all tiles of an item."""
+    return isinstance(call, Apply) and isinstance(call.work, Attention)
+
+
+# Specifications -----------------------------------------------------------------------------------------
+
+
+def specify(call: Call, region: Region, machine: Machine) -> Any:
+    """What the call's kernel is compiled for; calls that agree in it share the kernel."""
+    value = region.value
+    match call:
+        case Rows():
+            return _rows(call, value[call.target], tuple(value[name] for name in call.tensors), machine)
+        case Enter():
+            return _enter(call, region)
+        case Split():
+            return _split(call, region)
+        case Exit():
+            return _exit(call, region)
+        case Apply():
+            return _apply(call, region, machine)
+
+
+def _static_vectors(value: Value, machine: Machine) -> int:
+    """Vectors of columns in an item, or 0 where that is known only at run time (tokens)."""
+    return -(-value.geometry.columns // machine.lanes) if isinstance(value.geometry, Planes) else 0
+
+
+def _masked(value: Value) -> bool:
+    return isinstance(value.geometry, Planes) and value.zero_pads
+
+
+def _rows(call: Rows, target: Value, tensors: tuple[Value, ...], machine: Machine) -> RowsKernel:
+    return RowsKernel(
+        groups=call.groups,
+        columns=call.kept,
+        passes=call.passes,
+        pattern=call.pattern,
+        schedule=call.schedule,
+        vectors=_static_vectors(target, machine),
+        target_plane=target.geometry.plane,
+        operand_planes=tuple(tensor.geometry.plane for tensor in tensors),
+        epilogue=call.epilogue,
+        masked=_masked(target),
+    )
+
+
+def _enter(call: Enter, region: Region) -> EnterTokens | CopyPlanes:
+    border, target = region.inputs[call.source], region.value[call.target]
+    if not isinstance(target.geometry, Planes):
+        return EnterTokens(border.channels, target.geometry.tile)
+    return CopyPlanes(
+        border.channels,
+        border.height,
+        border.width,
+        source=(border.height * border.width, border.width),
+        target=(target.geometry.plane, target.geometry.row),
+        stride=call.stride,
+        phases=call.phases,
+    )
+
+
+def _split(call: Split, region: Region) -> CopyPlanes:
+    source, target = region.value[call.source].geometry, region.value[call.target].geometry
+    assert isinstance(source, Planes)
+    assert isinstance(target, Planes)
+    return CopyPlanes(
+        region.value[call.source].channels,
+        source.height,
+        source.width,
+        source=(source.plane, source.row),
+        target=(target.plane, target.row),
+        stride=call.stride,
+        phases=call.phases,
+    )
+
+
+def _exit(call: Exit, region: Region) -> ExitTokens | CopyPlanes:
+    border, source = region.outputs[call.target], region.value[call.source]
+    if not isinstance(source.geometry, Planes):
+        return ExitTokens(border.channels, source.geometry.tile)
+    height, width = source.geometry.height, source.geometry.width
+    return CopyPlanes(
+        border.channels,
+        height,
+        width,
+        source=(source.geometry.plane, source.geometry.row),
+        target=(height * width, width),
+        stride=(1, 1),
+        phases=((0, 0),),
+    )
+
+
+def _apply(call: Apply, region: Region, machine: Machine) -> Any:
+    source, target = region.value[call.sources[0]], region.value[call.target]
+    work = call.work
+    match work:
+        case Norm():
+            assert not call.epilogue
+            return NormKernel(
+                kind=work.kind,
+                channels=work.channels,
+                source_plane=source.geometry.plane,
+                target_plane=target.geometry.plane,
+                epsilon=work.epsilon,
+                weight=work.weight,
+                bias=work.bias,
+                vectors=_static_vectors(target, machine),
+                masked=_masked(target),
+            )
+        case Attention():
+            return _attention(call, work, region)
+        case Mean():
+            assert isinstance(source.geometry, Planes)
+            image = source.geometry
+            return MeanKernel(
+                source.channels, image.plane, image.height, image.width, image.row, target.geometry.plane
+            )
+        case Pool() | Pointwise():
+            return _taps(call, work, region, machine)
+
+
+def _attention(call: Apply, work: Attention, region: Region) -> AttentionKernel:
+    value, tokens = region.value, region.tokens
+    assert tokens is not None
+    steps = [tile_step(value[name]) for name in (*call.sources, call.target)]
+    mask = None
+    if call.mask is not None:
+        border = region.inputs[call.mask]
+        mask = (border.height * border.width if border.channels > 1 else 0, 1, border.width)
+    return AttentionKernel(
+        heads=work.heads,
+        size=work.size,
+        value_size=work.value_size,
+        tokens=tokens.length,
+        tile=tokens.tile,
+        steps=(steps[0], steps[1], steps[2], steps[3]),
+        scale=work.scale,
+        causal=work.causal,
+        mask=mask,
+        key_heads=work.key_heads,
+    )
+
+
+def _taps(call: Apply, work: Pool | Pointwise, region: Region, machine: Machine) -> TapsKernel:
+    source, target = region.value[call.sources[0]], region.value[call.target]
+    places: tuple[int, ...] = (0,)
+    if isinstance(work, Pool):
+        places = tuple(int(offset) for offset in offsets(work.window, source.geometry)[0])
+    tokens = isinstance(target.geometry, Tokens)
+    return TapsKernel(
+        kind="max" if isinstance(work, Pool) and work.kind == "max" else "sum",
+        channels=target.channels,
+        phases=source.channels // target.channels,
+        offsets=places,
+        source_plane=source.geometry.plane,
+        target_plane=target.geometry.plane,
+        vectors=target.geometry.tile // machine.lanes if tokens else _static_vectors(target, machine),
+        scale=1.0 / len(places) if isinstance(work, Pool) and work.kind == "mean" else 1.0,
+        masked=_masked(target),
+        epilogue=call.epilogue,
+        operand_planes=tuple(region.value[name].geometry.plane for name in call.tensors),
+    )
+
+
+# Arguments ----------------------------------------------------------------------------------------------
+
+
+def arguments(call: Call, frame: Frame) -> list[Expr]:
+    """Addresses, in the order of the kernel's parameters."""
+    match call:
+        case Rows():
+            return [
+                *frame.weight(call.weight),
+                frame.position(call.source),
+                frame.position(call.target),
+                frame.mask(call.target),
+                *_operands(call.epilogue, call.vectors, call.tensors, frame),
+            ]
+        case Enter():
+            return [frame.input(call.source), frame.position(call.target)]
+        case Split():
+            return [frame.position(call.source), frame.position(call.target)]
+        case Exit():
+            return [frame.position(call.source), frame.output(call.target)]
+        case Apply():
+            return _apply_arguments(call, frame)
+
+
+def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
+    sources, target = [frame.position(name) for name in call.sources], frame.position(call.target)
+    match call.work:
+        case Attention():
+            tile = frame.region.tokens
+            assert tile is not None
+            starts = [start * tile.tile * 4 for start in call.work.starts]
+            parts = [source + start for source, start in zip(sources, starts, strict=True)]
+            mask = frame.input(call.mask) if call.mask is not None else frame.pointers[0]
+            return [*parts, mask, target]
+        case Mean():
+            return [*sources, target]
+        case Norm():
+            return [*sources, target, frame.mask(call.target), *map(frame.vector, call.vectors)]
+        case Pool() | Pointwise():
+            operands = _operands(call.epilogue, call.vectors, call.tensors, frame)
+            return [*sources, target, frame.mask(call.target), *operands]
+
+
+def _operands(epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...], frame: Frame) -> list[Expr]:
+    numbers, names = iter(vectors), iter(tensors)
+    operands = []
+    for step in split_steps(epilogue):
+        match STEPS[step]:
+            case "vector":
+                operands.append(frame.vector(next(numbers)))
+            case "tensor":
+                operands.append(frame.position(next(names)))
+    return operands
+
+
+def takes_vectors(call: Call) -> bool:
+    """Whether the kernel's last number is the count of column vectors (0 for images)."""
+    return isinstance(call, Rows) or (isinstance(call, Apply) and isinstance(call.work, Norm))
+
+
+def takes_tokens(call: Call, region: Region) -> bool:
+    """Whether the kernel's last number is the count of tokens."""
+    return isinstance(call, Enter | Exit) and region.tokens is not None
