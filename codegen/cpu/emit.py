@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from sparsecomp.geometry import FLOAT
 
 Expr = Any
 """A TIR expression."""
@@ -40,6 +43,20 @@ def prefetch(buffer: Expr, index: Expr) -> None:
 def share(units: int, part: Expr, parts: Expr) -> tuple[Expr, Expr]:
     """The units [low, high) of part number `part` of `parts` equal ones."""
     return T.bind(T.truncdiv(part * units, parts)), T.bind(T.truncdiv((part + 1) * units, parts))
+
+
+@contextmanager
+def workspace(size: int) -> Iterator[Expr]:
+    """A float32 buffer too large for the stack, from the workspaces that TVM keeps for each thread.
+
+    The calls that TVM makes for `alloc_buffer`, which it makes only in public functions.
+    """
+    cpu, device, kind, bits = T.int32(1), T.int32(0), T.int32(2), T.int32(32)
+    size_in_bytes = T.cast(T.int64(size * FLOAT), "uint64")
+    allocate = ("TVMBackendAllocWorkspace", cpu, device, size_in_bytes, kind, bits)
+    data = T.bind(T.call_extern(T.handle("float32").ty, *allocate))
+    yield T.decl_buffer((size,), "float32", data=data, align=64)
+    T.evaluate(T.call_extern("int32", "TVMBackendFreeWorkspace", cpu, device, data))
 
 
 class Accumulators:
