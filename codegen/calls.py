@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
-from sparsecomp.codegen.cpu.norms import NormKernel, norm
 from sparsecomp.codegen.cpu.taps import TapsKernel, taps
 
+from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.borders import (
     CopyPlanes,
     EnterTokens,
@@ -23,6 +22,7 @@ from sparsecomp.codegen.cpu.borders import (
 )
 from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
+from sparsecomp.codegen.cpu.norms import NormKernel, norm
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps

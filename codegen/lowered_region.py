@@ -48,7 +48,7 @@ class LoweredRegion:
         self.names = tuple(names)
         self.pool = _pool(code)
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
-        parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
+        parts = [part for stream in streams for part in stream.parts]
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
         table = np.zeros(code.table.arena + 1, dtype=np.int64)
         table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]

@@ -61,9 +61,10 @@ class Meter:
         return self._found[layer]
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        stored = stored_elements(matrix)
+        stored = stored_elements(matrix, conv_groups=layer.groups)
         cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
-        refused = {pattern: self._refuses(layer, pattern) for pattern in PATTERNS}
+        dead = layer.rows - int((matrix != 0).any(dim=1).count_nonzero())
+        refused = {pattern: self._refuses(layer, pattern, dead) for pattern in PATTERNS}
         least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
         for pattern in PATTERNS:
             refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
@@ -118,13 +119,16 @@ class Meter:
             yield "", lambda: nullcontext(lambda: layer.dense(x, weight))
             return
         geometry = source_geometry(single(layer))["layer"]
-        packed = pack(matrix, pattern)
+        packed = pack(matrix, pattern, layer.groups)
         wanted = schedules(layer, geometry, pattern, self.machine)
         for schedule in [parse_schedule(before[1])] if before else wanted:
             stream = make_stream(packed, layer, geometry, schedule)
             yield str(schedule), self.kernel(layer, stream)
 
-    def _refuses(self, layer: Layer, pattern: RowBlocks) -> str:
+    def _refuses(self, layer: Layer, pattern: RowBlocks, dead: int = 0) -> str:
+        """`dead`: how many rows hold no weight."""
+        if pattern.live_first and dead < pattern.rows:
+            return f"{dead} rows have no weight"
         if layer.groups > 1 and pattern.shared:
             return f"the {layer.groups} groups of the convolution read different channels"
         if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:

@@ -34,6 +34,7 @@ class Stream:
     data: float32. With a list per block: entries of R values and the bits of their int32 offset. With a
         shared list: values only, [pass][block][column of the pass][R].
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
+    order: int32 [blocks * R], the row of the weight that each row of a block is.
     """
 
     layer: Layer
@@ -43,11 +44,17 @@ class Stream:
     index: Tensor
     data: Tensor
     balance: Tensor
+    order: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """As a kernel takes them."""
+        return self.index, self.data, self.balance, self.order
 
     @property
     def nbytes(self) -> int:
         """Values, offsets and pointers."""
-        return sum(t.numel() * t.element_size() for t in (self.index, self.data, self.balance))
+        return sum(t.numel() * t.element_size() for t in self.parts)
 
     @property
     def kept(self) -> int:
@@ -71,7 +78,8 @@ def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: 
     table = torch.from_numpy(offsets(layer, geometry))
     make = _shared_stream if packed.pattern.shared else _listed_stream
     index, data, work = make(packed, layer, table.int(), schedule)
-    return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work))
+    order = packed.order if packed.pattern.live_first else packed.order[:0]
+    return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work), order)
 
 
 def _passes(columns: int, schedule: Schedule) -> int:
@@ -93,9 +101,16 @@ def _listed_stream(
     rows = packed.pattern.rows
     data = torch.empty(len(order), rows + 1)
     data[:, :rows] = packed.values[order]
-    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
-    data[:, rows].view(torch.int32).copy_(table[conv_group, columns][order])
+    data[:, rows].view(torch.int32).copy_(
+        table[_conv_groups(layer, packed.order, rows)[group], columns][order]
+    )
     return index, data.flatten(), lengths
+
+
+def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
+    """The group of the convolution that each block of rows belongs to; rows that fill up belong to the last."""
+    of_row = order.long().clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    return of_row.reshape(-1, rows)[:, 0]
 
 
 def _shared_stream(
@@ -129,11 +144,15 @@ def read_stream(stream: Stream) -> Tensor:
         passes = [part.reshape(stream.groups, -1, rows) for part in torch.split(stream.data, sizes)]
         values = torch.cat(passes, dim=1) if passes else stream.data.reshape(stream.groups, 0, rows)
         pointers = torch.tensor([0, kept], dtype=torch.int32)
-        return unpack(PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers))
+        order = torch.arange(stream.groups * rows)
+        return unpack(
+            PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers, order)
+        )
     entries = stream.data.reshape(-1, rows + 1)
     slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
     group = slots % stream.groups
-    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    order = stream.order if stream.pattern.live_first else torch.arange(stream.groups * rows)
+    conv_group = _conv_groups(layer, order, rows)[group]
     found = entries[:, rows].contiguous().view(torch.int32)
     columns = torch.empty_like(found)
     for g in range(layer.groups):
@@ -141,7 +160,8 @@ def read_stream(stream: Stream) -> Tensor:
         columns[chosen] = _columns_of(found[chosen], table[g])
     matrix = entries.new_zeros(stream.groups, rows, layer.columns)
     matrix[group, :, columns.long()] = entries[:, :rows]
-    return matrix.reshape(-1, layer.columns)[: layer.rows]
+    found = matrix.reshape(-1, layer.columns)[: layer.rows]
+    return torch.empty_like(found).index_copy_(0, order[: layer.rows].long(), found)
 
 
 def _columns_of(found: Tensor, table: Tensor) -> Tensor:
@@ -168,7 +188,7 @@ class StreamStore:
         key = (layer.weight, layer.reading, layer.padding, geometry, how)
         with self._lock:
             if key not in self._streams:
-                packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
+                packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern, layer.groups)
                 made = make_stream(packed, layer, geometry, how.schedule)
                 self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
             return self._streams[key]

@@ -11,12 +11,15 @@ from sparsecomp.codegen.cpu.emit import Expr, i64
 from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, Tokens, round_up
 from sparsecomp.region import Border, Region, Value
 
+PARTS = 4
+"""Tensors of a stream."""
+
 
 @dataclass(frozen=True)
 class Table:
     """The pointers a region's function is called with, as positions in one int64 table.
 
-    inputs | outputs | (index, stream, balance) of each weight | vectors | masks | arena
+    inputs | outputs | (index, stream, balance, order) of each weight | vectors | masks | arena
     """
 
     region: Region
@@ -37,7 +40,7 @@ class Table:
 
     @property
     def vectors(self) -> int:
-        return self.weights + 3 * len(self.region.rows_calls)
+        return self.weights + PARTS * len(self.region.rows_calls)
 
     @property
     def mask_start(self) -> int:
@@ -81,8 +84,8 @@ class Frame:
         return self._border(self.table.outputs + index, self.region.outputs[index])
 
     def weight(self, number: int) -> list[Expr]:
-        """Index, stream and balance."""
-        return [self.pointers[self.table.weights + 3 * number + i] for i in range(3)]
+        """The tensors of its stream."""
+        return [self.pointers[self.table.weights + PARTS * number + i] for i in range(PARTS)]
 
     def vector(self, number: int) -> Expr:
         return self.pointers[self.table.vectors + number]

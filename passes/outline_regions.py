@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from sparsecomp.layer import Layer
 from sparsecomp.passes.grow_regions import activations, group_members, operands
 from sparsecomp.pattern import PackedRows
-from sparsecomp.primitives import EPILOGUE, REGION, VALUES
+from sparsecomp.primitives import EPILOGUE, PACKED, REGION, VALUES
 from sparsecomp.program import Body, FoundWork, Program, attribute, operator_name
 from sparsecomp.section import Section, SectionOp
 
@@ -90,7 +90,7 @@ def _vectors(graph: fx.GraphModule, node: fx.Node, works: Mapping[str, FoundWork
 
 
 def _packed(graph: fx.GraphModule, node: fx.Node, layer: Layer, program: Program) -> PackedRows:
-    tensors = [attribute(graph, str(argument.target)) for argument in node.args[VALUES : VALUES + 3]]  # type: ignore[union-attr]
+    tensors = [attribute(graph, str(argument.target)) for argument in node.args[VALUES : VALUES + PACKED]]  # type: ignore[union-attr]
     how = program.choices[node.name].how
     assert how is not None
     return PackedRows(how.pattern, (layer.rows, layer.columns), *tensors)

@@ -48,10 +48,10 @@ class RewriteSparse:
             layer, pattern = program.layers[node.name], chosen[node.name].pattern
             key = (layer.weight, layer.transposed, pattern)
             if key not in self.packed:
-                self.packed[key] = pack(program.weight(node.name), pattern)
+                self.packed[key] = pack(program.weight(node.name), pattern, layer.groups)
             if key not in registered:
                 registered[key] = _register(graph, node.name, self.packed[key])
-            _rewrite(graph.graph, node, layer, registered[key], pattern.rows, pattern.shared)
+            _rewrite(graph.graph, node, layer, registered[key], pattern)
         return program.with_graph(graph)
 
 
@@ -59,7 +59,7 @@ def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.
     """Buffers for the packed weights, read at the start of the graph, where all sites can reach them."""
     nodes = []
     first = next(iter(graph.graph.nodes))
-    for part in ("values", "columns", "pointers"):
+    for part in ("values", "columns", "pointers", "order"):
         tensor: Tensor = getattr(packed, part)
         graph.register_buffer(f"{site}_{part}", tensor)
         with graph.graph.inserting_before(first):
@@ -70,13 +70,14 @@ def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.
 
 
 def _rewrite(
-    graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], block: int, shared: bool
+    graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], pattern: RowBlocks
 ) -> None:
     x, bias = activation(node), _bias(node)
     if bias is not None and (bias.op != "get_attr" or tuple(bias.meta["val"].shape) != (layer.rows,)):
         _add_after(graph, node, layer, bias)
         bias = None
-    weight: tuple[Any, ...] = (*packed, block, shared, list(layer.weight_shape))
+    flags = (pattern.rows, pattern.shared, pattern.live_first)
+    weight: tuple[Any, ...] = (*packed, *flags, list(layer.weight_shape))
     epilogue: tuple[Any, ...] = ("bias", [bias]) if bias is not None else ("", [])
     if layer.op == "linear":
         node.target, node.args, node.kwargs = ROWS_LINEAR, (x, *weight, *epilogue), {}

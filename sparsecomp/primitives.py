@@ -21,16 +21,21 @@ from sparsecomp.pattern import PackedRows, RowBlocks, unpack
 from sparsecomp.work import LANES, Attention, score_mask
 
 _LIBRARY = torch.library.Library("sparsecomp", "DEF")
-_WEIGHT = "Tensor values, Tensor columns, Tensor pointers, int block, bool shared, int[] weight_shape"
+_WEIGHT = (
+    "Tensor values, Tensor columns, Tensor pointers, Tensor order, int block, bool shared, bool live_first, "
+    "int[] weight_shape"
+)
 
 
 def _matrix(
-    values: Tensor, columns: Tensor, pointers: Tensor, block: int, shared: bool, shape: Sequence[int]
+    packed: Sequence[Tensor], block: int, shared: bool, live_first: bool, shape: Sequence[int]
 ) -> Tensor:
     rows, size = shape[0], 1
     for extent in shape[1:]:
         size *= extent
-    return unpack(PackedRows(RowBlocks(block, shared), (rows, size), values, columns, pointers))
+    values, columns, pointers, order = packed
+    pattern = RowBlocks(block, shared, live_first)
+    return unpack(PackedRows(pattern, (rows, size), values, columns, pointers, order))
 
 
 def rows_linear(
@@ -38,14 +43,16 @@ def rows_linear(
     values: Tensor,
     columns: Tensor,
     pointers: Tensor,
+    order: Tensor,
     block: int,
     shared: bool,
+    live_first: bool,
     weight_shape: Sequence[int],
     epilogue: str,
     operands: Sequence[Tensor],
 ) -> Tensor:
     """epilogue(x W^T): x is ... x in, the result ... x out; W packed as in `PackedRows`."""
-    weight = _matrix(values, columns, pointers, block, shared, weight_shape)
+    weight = _matrix((values, columns, pointers, order), block, shared, live_first, weight_shape)
     return epilogues.apply(F.linear(x, weight), epilogue, operands, channel=-1)
 
 
@@ -54,8 +61,10 @@ def rows_conv2d(
     values: Tensor,
     columns: Tensor,
     pointers: Tensor,
+    order: Tensor,
     block: int,
     shared: bool,
+    live_first: bool,
     weight_shape: Sequence[int],
     epilogue: str,
     operands: Sequence[Tensor],
@@ -66,7 +75,9 @@ def rows_conv2d(
 ) -> Tensor:
     """epilogue(conv2d(x, W)): x is N x C x H x W; the weight packed as a matrix out x (in/groups * kh * kw);
     `padding` of the top, bottom, left and right side."""
-    weight = _matrix(values, columns, pointers, block, shared, weight_shape).reshape(list(weight_shape))
+    weight = _matrix((values, columns, pointers, order), block, shared, live_first, weight_shape).reshape(
+        list(weight_shape)
+    )
     y = padded_conv2d(x, weight, None, stride, padding, dilation, groups)
     return epilogues.apply(y, epilogue, operands, channel=1)
 
@@ -82,13 +93,13 @@ _LIBRARY.impl("rows_conv2d", rows_conv2d, "CPU")
 
 @torch.library.register_fake("sparsecomp::rows_linear")
 def _fake_linear(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *rest: object) -> Tensor:
-    _, _, weight_shape, *_ = rest
+    _, _, _, _, weight_shape, *_ = rest
     return x.new_empty((*x.shape[:-1], weight_shape[0]))  # type: ignore[index]
 
 
 @torch.library.register_fake("sparsecomp::rows_conv2d")
 def _fake_conv2d(x: Tensor, values: Tensor, columns: Tensor, pointers: Tensor, *rest: object) -> Tensor:
-    shape, stride, padding, dilation = (list(rest[i]) for i in (2, 5, 6, 7))  # type: ignore[call-overload]
+    shape, stride, padding, dilation = (list(rest[i]) for i in (4, 7, 8, 9))  # type: ignore[call-overload]
     pads = (padding[0] + padding[1], padding[2] + padding[3])
     sizes = [
         (extent + p - d * (k - 1) - 1) // s + 1
@@ -207,5 +218,5 @@ SCORE_MASK = torch.ops.sparsecomp.score_mask.default
 REGION = torch.ops.sparsecomp.region.default
 PRIMITIVES = (ROWS_LINEAR, ROWS_CONV2D)
 
-VALUES, EPILOGUE, OPERANDS = 1, 7, 8
-"""Positions among a primitive's arguments."""
+VALUES, PACKED, EPILOGUE, OPERANDS = 1, 4, 9, 10
+"""Positions among a primitive's arguments; the packed weight takes `PACKED` of them."""

@@ -29,13 +29,20 @@ class Finish:
         operands: Sequence[Expr],
         operand_planes: Sequence[int],
         lanes: int,
+        order: Expr | None = None,
     ) -> None:
+        """`order`: int32, the channel that each row stands for, where rows are not in the order of channels."""
+        self.order = order
         self.steps, self.lanes = split_steps(epilogue), lanes
         self.y, self.target_plane, self.mask = y, target_plane, mask
         self.operands, self.operand_planes = operands, operand_planes
 
+    def channel(self, row: Expr) -> Expr:
+        """The channel of a row."""
+        return row if self.order is None else T.bind(i64(self.order[row]))
+
     def tile(self, sums: Accumulators, row: Expr, first: Expr, starts: Sequence[Expr], vectors: int) -> None:
-        """`vectors` vectors of columns from `first` on of each channel from `row` on; y has them at `starts`.
+        """`vectors` vectors of columns from `first` on of each row from `row` on; y has them at `starts`.
 
         Steps of many instructions run in a loop over what was stored: unrolled over a whole register tile they
         would cost more to compile than they save.
@@ -44,14 +51,15 @@ class Finish:
         if HEAVY_STEPS.isdisjoint(self.steps):
             for i in range(rows * vectors):
                 r, column = i // vectors, i % vectors * lanes
-                self.store(sums[i], row + r, first + column, starts[r] + column)
+                self.store(sums[i], self.channel(row + r), first + column, starts[r] + column)
             return
         for i in range(rows * vectors):
             store(self.y, sums[i], starts[i // vectors] + i % vectors * lanes, lanes)
         with T.serial(T.int32(rows)) as r, T.serial(T.int32(vectors)) as v:
             column = T.bind(i64(v) * lanes)
-            start = T.bind(starts[0] + i64(r) * self.target_plane + column)
-            self.store(load(self.y, start, lanes), T.bind(row + i64(r)), T.bind(first + column), start)
+            channel = T.bind(self.channel(row + i64(r)))
+            start = T.bind(channel * self.target_plane + first + column)
+            self.store(load(self.y, start, lanes), channel, T.bind(first + column), start)
 
     def store(self, y: Expr, row: Expr, column: Expr, start: Expr) -> None:
         """y[start] = epilogue of one vector, zero where the column is padding."""

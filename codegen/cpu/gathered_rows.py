@@ -60,9 +60,9 @@ class RowsKernel:
 
 
 def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance (see
+    """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance, order (see
     `codegen/stream.py`), x, y, mask, operands...; which part of how many, number of vectors of columns."""
-    pointers = [("index", "int32"), ("stream", "float32"), ("balance", "int32")]
+    pointers = [("index", "int32"), ("stream", "float32"), ("balance", "int32"), ("order", "int32")]
     pointers += [("x", "float32"), ("y", "float32"), ("mask", "float32")]
     pointers += operand_pointers(spec.epilogue)
 
@@ -94,7 +94,7 @@ class _Emitter:
         self, spec: RowsKernel, machine: Machine, buffers: list[Expr], part: Expr, parts: Expr
     ) -> None:
         self.spec, self.machine = spec, machine
-        self.index, self.stream, balance, self.x, self.y, mask, *operands = buffers
+        self.index, self.stream, balance, order, self.x, self.y, mask, *operands = buffers
         self.low = T.bind(balance[T.truncdiv(part * SHARES, parts)])
         self.high = T.bind(balance[T.truncdiv((part + 1) * SHARES, parts)])
         self.rows = spec.pattern.rows
@@ -106,6 +106,7 @@ class _Emitter:
             operands,
             spec.operand_planes,
             machine.lanes,
+            order if spec.pattern.live_first else None,
         )
 
     def chunk(self, vectors: int, first: Expr) -> None:
@@ -117,7 +118,9 @@ class _Emitter:
         """One block of rows in one pass. Sums of earlier passes wait in y."""
         lanes, sums = self.machine.lanes, Accumulators(self.rows * vectors, self.machine.lanes)
         row = T.bind(i64(group) * self.rows)
-        starts = [T.bind((row + r) * self.spec.target_plane + first) for r in range(self.rows)]
+        starts = [
+            T.bind(self.finish.channel(row + r) * self.spec.target_plane + first) for r in range(self.rows)
+        ]
 
         def clear() -> None:
             for i in range(self.rows * vectors):
