@@ -72,6 +72,15 @@ class Accumulators:
     def __setitem__(self, index: int, value: Expr) -> None:
         T.buffer_store(self._buffers[index], value, [slice(0, self.lanes)])
 
+    def across(self, index: int) -> Expr:
+        """The sum over the lanes of one register, by halves; the register is lost."""
+        buffer, lanes = self._buffers[index], self.lanes // 2
+        while lanes > 1:
+            halves = [load(buffer, T.int64(start), lanes) for start in (0, lanes)]
+            store(buffer, halves[0] + halves[1], T.int64(0), lanes)
+            lanes //= 2
+        return buffer[T.int64(0)] + buffer[T.int64(1)]
+
 
 def kernel(
     name: str,
