@@ -67,31 +67,21 @@ def make_bitmap(packed: PackedRows) -> Bitmap:
     Raises OverflowError when a start does not fit 32 bits.
     """
     assert packed.pattern.rows == 1 or packed.pattern.shared
-    if packed.pattern.shared:
-        return _dense(unpack(packed))
     rows, columns = packed.shape
     units, blocks = -(-rows // UNIT), -(-columns // BLOCK)
-    row = torch.repeat_interleave(torch.arange(rows), packed.pointers.diff().long())
-    column = packed.columns.long()
-    mask = row // GROUP * blocks + column // BLOCK
-    bit = row % GROUP * BLOCK + column % BLOCK
-    masks = torch.zeros(units * (UNIT // GROUP) * blocks, dtype=torch.int64)
-    masks.index_add_(0, mask, torch.ones_like(bit) << bit)  # each bit once, so that the sum is their union
-    order = torch.argsort(mask * (GROUP * BLOCK) + bit)
-    values = F.pad(packed.values[order, 0], (0, BLOCK))
-    kept = torch.bincount(row // UNIT, minlength=units)
-    work = kept.clamp(min=EXPANSION_COST * UNIT * blocks)
-    return Bitmap(packed.shape, _starts(kept), masks.reshape(-1, blocks), values, _balance(work))
-
-
-def _dense(matrix: Tensor) -> Bitmap:
-    """Every block whole, zeros behind the last row and column."""
-    rows, columns = matrix.shape
-    padded = F.pad(matrix, (0, -columns % BLOCK, 0, -rows % UNIT))
-    values = padded.reshape(len(padded) // GROUP, GROUP, -1, BLOCK).transpose(1, 2).reshape(-1)
-    work = torch.full((len(padded) // UNIT,), UNIT * padded.shape[1])
-    masks = torch.empty(0, padded.shape[1] // BLOCK, dtype=torch.int64)
-    return Bitmap((rows, columns), _starts(work), masks, F.pad(values, (0, BLOCK)), _balance(work))
+    matrix = F.pad(unpack(packed), (0, -columns % BLOCK, 0, -rows % UNIT))
+    blocked = matrix.reshape(-1, GROUP, blocks, BLOCK).transpose(1, 2).contiguous()
+    if packed.pattern.shared:
+        masks, values = torch.empty(0, blocks, dtype=torch.int64), blocked.flatten()
+        kept = torch.full((units,), UNIT * blocks * BLOCK)
+        work = kept
+    else:
+        used = blocked != 0
+        bits = np.packbits(used.numpy(), bitorder="little").view("<i8")
+        masks, values = torch.from_numpy(bits.astype(np.int64)).reshape(-1, blocks), blocked[used]
+        kept = used.reshape(units, -1).sum(dim=1)
+        work = kept.clamp(min=EXPANSION_COST * UNIT * blocks)
+    return Bitmap(packed.shape, _starts(kept), masks, F.pad(values, (0, BLOCK)), _balance(work))
 
 
 def read_bitmap(bitmap: Bitmap) -> Tensor:

@@ -68,7 +68,10 @@ class BitmapRows:
     dense: bool = False
     """Whether the values are whole blocks, without bits."""
     ahead: int = 512
-    """Floats of the values fetched ahead of use, in each stream; 0 for none."""
+    """Floats of the values fetched ahead of use, in each stream; 0 for none.
+
+    From about half of the elements on the processor fetches ahead by itself and is best left alone.
+    """
 
 
 def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimFunc:
