@@ -70,7 +70,7 @@ class BitmapRows:
     ahead: int = 512
     """Floats of the values fetched ahead of use, in each stream; 0 for none.
 
-    From about half of the elements on the processor fetches ahead by itself and is best left alone.
+    Dense weights the processor fetches ahead by itself, and is best left alone.
     """
 
 
