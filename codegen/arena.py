@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, Tokens, round_up
+from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
 from sparsecomp.region import Exit, Region, Value, reads
 
 SLACK = 8 * LINE
@@ -27,6 +27,8 @@ class Arena:
 
 def value_size(value: Value) -> int:
     """Floats of a value's planes, the rows that fill up the last block included."""
+    if isinstance(value.geometry, TokenRows):
+        return value.channels * value.geometry.tile
     planes = round_up(value.channels, ROW_BLOCK) * value.geometry.plane
     return planes * value.geometry.tiles if isinstance(value.geometry, Tokens) else planes
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsecomp.codegen.stream import SHARES
+from sparsecomp.codegen.shares import balance
 from sparsecomp.pattern import PackedRows, unpack
 
 BLOCK = 16
@@ -81,7 +81,7 @@ def make_bitmap(packed: PackedRows) -> Bitmap:
         masks, values = torch.from_numpy(bits.astype(np.int64)).reshape(-1, blocks), blocked[used]
         kept = used.reshape(units, -1).sum(dim=1)
         work = kept.clamp(min=EXPANSION_COST * UNIT * blocks)
-    return Bitmap(packed.shape, _starts(kept), masks, F.pad(values, (0, BLOCK)), _balance(work))
+    return Bitmap(packed.shape, _starts(kept), masks, F.pad(values, (0, BLOCK)), balance(work))
 
 
 def read_bitmap(bitmap: Bitmap) -> Tensor:
@@ -104,11 +104,3 @@ def _starts(kept: Tensor) -> Tensor:
     if int(kept.sum()) >= 2**31:
         raise OverflowError(f"{int(kept.sum())} values: their positions exceed 32 bits")
     return starts.int()
-
-
-def _balance(work: Tensor) -> Tensor:
-    """Units at which the work so far passes each 64th of the total."""
-    total = work.cumsum(0).numpy()
-    inner = np.searchsorted(total, np.arange(1, SHARES) * total[-1] / SHARES, side="left") + 1
-    cuts = np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]])
-    return torch.from_numpy(cuts.astype(np.int32))

@@ -8,30 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sparsecomp.codegen.cpu.mean import MeanKernel, mean
-from sparsecomp.codegen.cpu.taps import TapsKernel, taps
-
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
+from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows
 from sparsecomp.codegen.cpu.borders import (
     CopyPlanes,
+    CopyRows,
     EnterTokens,
     ExitTokens,
     copy_planes,
+    copy_rows,
     enter_tokens,
     exit_tokens,
 )
 from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
+from sparsecomp.codegen.cpu.mean import MeanKernel, mean
 from sparsecomp.codegen.cpu.norms import NormKernel, norm
+from sparsecomp.codegen.cpu.taps import TapsKernel, taps
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Planes, Tokens, offsets
-from sparsecomp.region import Apply, Call, Enter, Exit, Region, Rows, Split, Value
+from sparsecomp.geometry import Planes, TokenRows, Tokens, offsets
+from sparsecomp.region import Apply, Call, Enter, Exit, FewTokens, Region, Rows, Split, Value
 from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
 
 RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     RowsKernel: gathered_rows,
+    BitmapRows: bitmap_rows,
+    CopyRows: copy_rows,
     EnterTokens: enter_tokens,
     ExitTokens: exit_tokens,
     CopyPlanes: copy_planes,
@@ -76,7 +80,9 @@ def _masked(value: Value) -> bool:
     return isinstance(value.geometry, Planes) and value.zero_pads
 
 
-def _rows(call: Rows, target: Value, tensors: tuple[Value, ...], machine: Machine) -> RowsKernel:
+def _rows(call: Rows, target: Value, tensors: tuple[Value, ...], machine: Machine) -> RowsKernel | BitmapRows:
+    if isinstance(call.schedule, FewTokens):
+        return BitmapRows(*call.shape, call.epilogue, call.pattern.shared, call.schedule.ahead)
     return RowsKernel(
         groups=call.groups,
         columns=call.kept,
@@ -91,8 +97,10 @@ def _rows(call: Rows, target: Value, tensors: tuple[Value, ...], machine: Machin
     )
 
 
-def _enter(call: Enter, region: Region) -> EnterTokens | CopyPlanes:
+def _enter(call: Enter, region: Region) -> EnterTokens | CopyRows | CopyPlanes:
     border, target = region.inputs[call.source], region.value[call.target]
+    if isinstance(target.geometry, TokenRows):
+        return CopyRows(border.channels)
     if not isinstance(target.geometry, Planes):
         return EnterTokens(border.channels, target.geometry.tile)
     return CopyPlanes(
@@ -121,8 +129,10 @@ def _split(call: Split, region: Region) -> CopyPlanes:
     )
 
 
-def _exit(call: Exit, region: Region) -> ExitTokens | CopyPlanes:
+def _exit(call: Exit, region: Region) -> ExitTokens | CopyRows | CopyPlanes:
     border, source = region.outputs[call.target], region.value[call.source]
+    if isinstance(source.geometry, TokenRows):
+        return CopyRows(border.channels)
     if not isinstance(source.geometry, Planes):
         return ExitTokens(border.channels, source.geometry.tile)
     height, width = source.geometry.height, source.geometry.width
@@ -216,11 +226,12 @@ def arguments(call: Call, frame: Frame) -> list[Expr]:
     """Addresses, in the order of the kernel's parameters."""
     match call:
         case Rows():
+            mask = [] if isinstance(call.schedule, FewTokens) else [frame.mask(call.target)]
             return [
                 *frame.weight(call.weight),
                 frame.position(call.source),
                 frame.position(call.target),
-                frame.mask(call.target),
+                *mask,
                 *_operands(call.epilogue, call.vectors, call.tensors, frame),
             ]
         case Enter():
@@ -271,4 +282,6 @@ def takes_vectors(call: Call) -> bool:
 
 def takes_tokens(call: Call, region: Region) -> bool:
     """Whether the kernel's last number is the count of tokens."""
+    if isinstance(call, Rows):
+        return isinstance(call.schedule, FewTokens)
     return isinstance(call, Enter | Exit) and region.tokens is not None

@@ -10,7 +10,7 @@ from functools import reduce
 import networkx as nx
 
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Geometry, Margin, Planes, Taps, Tokens, grid, phase_size
+from sparsecomp.geometry import Geometry, Margin, Planes, Taps, TokenRows, Tokens, grid, phase_size
 from sparsecomp.layer import Layer
 from sparsecomp.region import (
     WHOLE,
@@ -134,7 +134,7 @@ def _changes_grid(op: SectionOp | WorkOp) -> bool:
 
 def _place_tokens(section: Section) -> dict[View, Value]:
     values: dict[View, Value] = {}
-    geometry = Tokens(length=section.sequence)
+    geometry = TokenRows() if section.tokens_first else Tokens(length=section.sequence)
     for op in section.ops:
         if isinstance(op, SectionOp):
             shapes = {op.source: op.layer.input_shape}
@@ -153,7 +153,7 @@ def source_geometry(section: Section) -> dict[str, Geometry]:
     found: dict[str, Geometry] = {}
     for op in section.layers:
         geometry = values[source_view(op)].geometry
-        found[op.site] = geometry.tiling if isinstance(geometry, Tokens) else geometry
+        found[op.site] = geometry if isinstance(geometry, Planes) else geometry.tiling
     return found
 
 

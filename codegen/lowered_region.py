@@ -17,7 +17,8 @@ from sparsecomp.codegen.arena import ArenaPool
 from sparsecomp.codegen.compiled_region import Code, compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
+from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.stream import Stream, StreamStore
 from sparsecomp.codegen.threads import team_of
 from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, round_up

@@ -15,14 +15,15 @@ from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
-from sparsecomp.codegen.schedules import schedules
+from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key, work_key
+from sparsecomp.geometry import TokenRows
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.region import FewTokens, RowsKernelChoice, Schedule
 from sparsecomp.section import Section, SectionOp, WorkOp
 from sparsecomp.target import Target
 
@@ -120,15 +121,18 @@ class Meter:
             return
         geometry = source_geometry(single(layer))["layer"]
         packed = pack(matrix, pattern, layer.groups)
-        wanted = schedules(layer, geometry, pattern, self.machine)
+        wanted = candidates(layer, geometry, pattern, self.machine)
         for schedule in [parse_schedule(before[1])] if before else wanted:
-            stream = make_stream(packed, layer, geometry, schedule)
+            few = isinstance(schedule, FewTokens)
+            stream = make_stream(packed, layer, TokenRows() if few else geometry, schedule)
             yield str(schedule), self.kernel(layer, stream)
 
     def _refuses(self, layer: Layer, pattern: RowBlocks, dead: int = 0) -> str:
         """`dead`: how many rows hold no weight."""
         if pattern.live_first and dead < pattern.rows:
             return f"{dead} rows have no weight"
+        if only_few_tokens(layer, self.machine) and not few_tokens(layer, pattern, self.machine):
+            return f"its vectors of tokens would be nearly empty: there are {layer.output_size[1]}"
         if layer.groups > 1 and pattern.shared:
             return f"the {layer.groups} groups of the convolution read different channels"
         if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
@@ -140,7 +144,8 @@ class Meter:
 
     def kernel(self, layer: Layer, stream: Stream) -> Contestant:
         """The kernel alone, without conversions, on the example's shape."""
-        region = lay_out(single(layer), [RowsKernelChoice(stream.pattern, stream.schedule)], [stream.kept])
+        how = RowsKernelChoice(stream.pattern, stream.schedule)
+        region = lay_out(single(layer, tokens_first=how.tokens_first), [how], [stream.kept])
         # Not through the cache, which would keep the arena of every candidate.
         code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
@@ -222,12 +227,14 @@ def _as_good_as_dense(pattern: RowBlocks, stored: dict[RowBlocks, int], refused:
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
 
 
-def single(layer: Layer, epilogue: str = "") -> Section:
+def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Section:
     """A section of one layer."""
-    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",))
+    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",), tokens_first)
 
 
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str) -> Schedule | FewTokens:
     """Inverse of `str(schedule)`."""
+    if text.startswith("bitmap P"):
+        return FewTokens(int(text.removeprefix("bitmap P")))
     fields = {part[0]: int(part[1:]) for part in text.split()}
     return Schedule(fields["V"], fields["K"], fields.get("P", 0))

@@ -4,14 +4,44 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from sparsecomp.codegen.cpu.bitmap_rows import refusal
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Schedule
+from sparsecomp.region import FewTokens, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
+
+
+FEW_TOKENS = 16
+"""Up to so many tokens the kernel for few is tried."""
+VERY_FEW_TOKENS = 4
+"""Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
+
+
+def candidates(
+    layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine
+) -> list[Schedule | FewTokens]:
+    """All schedules worth timing for the layer."""
+    few = few_tokens(layer, pattern, machine)
+    if only_few_tokens(layer, machine):
+        return list(few)
+    return [*schedules(layer, geometry, pattern, machine), *few]
+
+
+def only_few_tokens(layer: Layer, machine: Machine) -> bool:
+    """Whether no other kernel than that for few tokens is worth timing."""
+    return layer.op == "linear" and layer.output_size[1] <= VERY_FEW_TOKENS and not refusal(machine)
+
+
+def few_tokens(layer: Layer, pattern: RowBlocks, machine: Machine) -> list[FewTokens]:
+    """The kernel for few tokens, with and without fetching ahead, where it serves the layer."""
+    serves = layer.op == "linear" and layer.output_size[1] <= FEW_TOKENS and not refusal(machine)
+    if not serves or not (pattern == RowBlocks(1) or pattern.shared):
+        return []
+    return [FewTokens(0)] if pattern.shared else [FewTokens(512), FewTokens(0)]
 
 
 def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[Schedule]:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.geometry import Geometry, offsets
+from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap
+from sparsecomp.codegen.shares import balance
+from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
-from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.region import FewTokens, RowsKernelChoice, Schedule
 
-SHARES = 64
-"""The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
 GROUP_COST = 4
 """Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
 
@@ -35,12 +35,14 @@ class Stream:
         shared list: values only, [pass][block][column of the pass][R].
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
     order: int32 [blocks * R], the row of the weight that each row of a block is.
+
+    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`).
     """
 
     layer: Layer
     geometry: Geometry
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: Schedule | FewTokens
     index: Tensor
     data: Tensor
     balance: Tensor
@@ -49,6 +51,8 @@ class Stream:
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """As a kernel takes them."""
+        if isinstance(self.schedule, FewTokens):
+            return self.index, self.order, self.data, self.balance
         return self.index, self.data, self.balance, self.order
 
     @property
@@ -59,7 +63,8 @@ class Stream:
     @property
     def kept(self) -> int:
         """Length of the shared list, 0 without one."""
-        return len(self.index) if self.pattern.shared else 0
+        listed = self.pattern.shared and not isinstance(self.schedule, FewTokens)
+        return len(self.index) if listed else 0
 
     @property
     def groups(self) -> int:
@@ -68,18 +73,26 @@ class Stream:
 
 def fits(layer: Layer, geometry: Geometry) -> bool:
     """Whether all offsets fit 32 bits, as streams hold them."""
+    if isinstance(geometry, TokenRows):
+        return True
     return bool(np.abs(offsets(layer, geometry)).max() < 2**31)
 
 
-def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule) -> Stream:
+def make_stream(
+    packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule | FewTokens
+) -> Stream:
     """Raises OverflowError when an offset does not fit 32 bits."""
+    if isinstance(schedule, FewTokens):
+        made = make_bitmap(packed)
+        parts = (made.index, made.values, made.balance, made.masks)
+        return Stream(layer, geometry, packed.pattern, schedule, *parts)
     if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
     make = _shared_stream if packed.pattern.shared else _listed_stream
     index, data, work = make(packed, layer, table.int(), schedule)
     order = packed.order if packed.pattern.live_first else packed.order[:0]
-    return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work), order)
+    return Stream(layer, geometry, packed.pattern, schedule, index, data, balance(work + GROUP_COST), order)
 
 
 def _passes(columns: int, schedule: Schedule) -> int:
@@ -123,19 +136,12 @@ def _shared_stream(
     return table[0, packed.columns.long()], data, work
 
 
-def _balance(work: Tensor) -> Tensor:
-    """Blocks at which the work so far passes each 64th of the total."""
-    total = (work + GROUP_COST).cumsum(0).numpy()
-    cuts = np.arange(1, SHARES) * total[-1] / SHARES
-    inner = np.searchsorted(total, cuts, side="left") + 1
-    return torch.from_numpy(
-        np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]]).astype(np.int32)
-    )
-
-
 def read_stream(stream: Stream) -> Tensor:
     """The matrix rows x columns, exactly as it was packed."""
     layer, rows = stream.layer, stream.pattern.rows
+    if isinstance(stream.schedule, FewTokens):
+        shape = (layer.rows, layer.columns)
+        return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
         columns = _columns_of(stream.index, table[0])

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import Arena
 from sparsecomp.codegen.cpu.emit import Expr, i64
-from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, Tokens, round_up
+from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
 from sparsecomp.region import Border, Region, Value
 
 PARTS = 4
@@ -111,7 +111,7 @@ class Frame:
         return start + i64(self.tile) * (border.channels * tokens.tile * FLOAT)
 
 
-def tokens_in(tokens: Tokens, extent: Expr, item: Expr, tile: Expr | None) -> Expr:
+def tokens_in(tokens: Tokens | TokenRows, extent: Expr, item: Expr, tile: Expr | None) -> Expr:
     """How many tokens there are in a tile."""
     if not tokens.length:
         return T.bind(T.min(extent - item * tokens.tile, T.int32(tokens.tile)))

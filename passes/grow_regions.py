@@ -17,7 +17,7 @@ from sparsecomp.program import FoundWork, Program
 class _Groups:
     """Regions while they grow."""
 
-    works: Mapping[str, FoundWork]
+    program: Program
     members: list[list[fx.Node]] = field(default_factory=list)
     of: dict[fx.Node, int] = field(default_factory=dict)
 
@@ -36,7 +36,7 @@ class _Groups:
 
 def group_members(program: Program) -> list[list[str]]:
     """Call sites of each region, in the graph's order. A region has at least one primitive."""
-    groups = _Groups(program.works)
+    groups = _Groups(program)
     for node in program.graph.graph.nodes:
         if node.target in PRIMITIVES or node.name in program.works:
             groups.add(node, _group_for(node, groups))
@@ -49,18 +49,15 @@ def group_members(program: Program) -> list[list[str]]:
 
 def _group_for(node: fx.Node, groups: _Groups) -> int | None:
     """The region that the node joins: that of a producer, else of a sibling."""
-    sources = activations(node, groups.works)
+    sources = activations(node, groups.program.works)
     producers = [groups.of[source] for source in sources if source in groups.of]
     siblings = [groups.of[user] for source in sources for user in source.users if user in groups.of]
     for group in dict.fromkeys([*producers, *siblings]):
-        alike = all(_alike(member, node, groups.works) for member in groups.members[group])
+        items = _items(node, groups.program)
+        alike = all(_items(member, groups.program) == items for member in groups.members[group])
         if alike and not _leaves_and_returns(node, group, groups):
             return group
     return None
-
-
-def _alike(member: fx.Node, node: fx.Node, works: Mapping[str, FoundWork]) -> bool:
-    return _items(member, works) == _items(node, works)
 
 
 def _leaves_and_returns(node: fx.Node, group: int, groups: _Groups) -> bool:
@@ -81,12 +78,19 @@ def _leaves_and_returns(node: fx.Node, group: int, groups: _Groups) -> bool:
     return False
 
 
-def _items(node: fx.Node, works: Mapping[str, FoundWork]) -> Hashable:
+def _items(node: fx.Node, program: Program) -> Hashable:
     """What the region's items are: tokens of these leading extents, or images of this batch."""
     shape = node.meta["val"].shape
-    work = works.get(node.name)
+    work = program.works.get(node.name)
     tokens = work.op.channel == -1 if work else node.target is ROWS_LINEAR
-    return tokens, tuple(str(extent) for extent in (shape[:-1] if tokens else shape[:1]))
+    leading = tuple(str(extent) for extent in (shape[:-1] if tokens else shape[:1]))
+    return tokens, tokens_first(node, program), leading
+
+
+def tokens_first(node: fx.Node, program: Program) -> bool:
+    """Whether the node's kernel is the one for few tokens; what is done between layers has no such form."""
+    choice = program.choices.get(node.name)
+    return choice is not None and choice.how is not None and choice.how.tokens_first
 
 
 def activations(node: fx.Node, works: Mapping[str, FoundWork]) -> list[fx.Node]:

@@ -11,7 +11,7 @@ import networkx as nx
 from torch import Tensor, fx
 
 from sparsecomp.layer import Layer
-from sparsecomp.passes.grow_regions import activations, group_members, operands
+from sparsecomp.passes.grow_regions import activations, group_members, operands, tokens_first
 from sparsecomp.pattern import PackedRows
 from sparsecomp.primitives import EPILOGUE, PACKED, REGION, VALUES
 from sparsecomp.program import Body, FoundWork, Program, attribute, operator_name
@@ -57,8 +57,13 @@ def _body(graph: fx.GraphModule, program: Program, members: list[fx.Node]) -> Bo
         works[node.name].op if node.name in works else _section_op(node, program.layers[node.name])
         for node in members
     )
-    section = Section(tuple(node.name for node in inputs), ops, tuple(node.name for node in outputs))
     layers = [node for node in members if node.name not in works]
+    section = Section(
+        tuple(node.name for node in inputs),
+        ops,
+        tuple(node.name for node in outputs),
+        tokens_first(layers[0], program),
+    )
     return Body(
         section,
         {node.name: _packed(graph, node, program.layers[node.name], program) for node in layers},

@@ -68,6 +68,32 @@ class Tokens:
         return f"tokens[{self.tile}]" + (f" of {self.length}" if self.length else "")
 
 
+MANY_TOKENS = 64
+"""Tokens in an item of `TokenRows`: the weights are read once for all of them."""
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens first, as PyTorch has them: feature k of token t lies at `t * channels + k`. For few tokens."""
+
+    tile: int = MANY_TOKENS
+    length = 0
+    tiles = 1
+    plane = 1
+    origin = 0
+
+    @property
+    def tiling(self) -> TokenRows:
+        return self
+
+    @property
+    def columns(self) -> int:
+        return self.tile
+
+    def __str__(self) -> str:
+        return f"token rows[{self.tile}]"
+
+
 @dataclass(frozen=True)
 class Planes:
     """An image: pixel (h, w) of channel c lies at `c * plane + origin + h * row + w`.
@@ -98,7 +124,7 @@ class Planes:
         return f"planes[{self.height}x{self.width} row {self.row} plane {self.plane}]"
 
 
-Geometry = Tokens | Planes
+Geometry = Tokens | TokenRows | Planes
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Profile:
 
     def __str__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=160, color_system=None, highlight=False)
+        console = Console(file=file, width=160, color_system=None, highlight=False, markup=False)
         parts = (
             ("kernels", self.kernels),
             ("operators of PyTorch", sum(s for _, s in self.operators)),

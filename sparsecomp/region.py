@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Geometry, Planes, Tokens
+from sparsecomp.geometry import Geometry, Planes, TokenRows, Tokens
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.work import Mean, Work
 
@@ -35,11 +35,27 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class FewTokens:
+    """The kernel for few tokens, which reads the weights as a bitmap and the activations as PyTorch has them."""
+
+    ahead: int = 512
+    """Floats of the values fetched ahead of use; 0 for none."""
+
+    def __str__(self) -> str:
+        return f"bitmap P{self.ahead}"
+
+
+@dataclass(frozen=True)
 class RowsKernelChoice:
     """How one primitive is to be run: decided per layer, by measured time."""
 
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: Schedule | FewTokens
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether its activations lie as PyTorch has them."""
+        return isinstance(self.schedule, FewTokens)
 
     def __str__(self) -> str:
         return f"{self.pattern} [{self.schedule}]"
@@ -117,7 +133,7 @@ class Rows:
     kept: int
     """Columns in the list that all rows share; 0 for a pattern with a list per block."""
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: Schedule | FewTokens
     epilogue: str = ""
     vectors: tuple[int, ...] = ()
     """Numbers of the per-channel operands of the epilogue, in order."""
@@ -135,6 +151,8 @@ class Rows:
 
     @property
     def passes(self) -> int:
+        if isinstance(self.schedule, FewTokens):
+            return 1
         columns = self.kept if self.pattern.shared else self.shape[1]
         return max(1, -(-columns // self.schedule.columns))
 
@@ -216,10 +234,10 @@ class Region:
         return dict(self.values)
 
     @property
-    def tokens(self) -> Tokens | None:
+    def tokens(self) -> Tokens | TokenRows | None:
         """The tile of a region whose items are tokens; None where they are images."""
         geometry = self.values[0][1].geometry
-        return geometry if isinstance(geometry, Tokens) else None
+        return None if isinstance(geometry, Planes) else geometry
 
     @property
     def rows_calls(self) -> tuple[Rows, ...]:

@@ -187,7 +187,7 @@ class Report:
 
     def __str__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=240, color_system=None, highlight=False)
+        console = Console(file=file, width=240, color_system=None, highlight=False, markup=False)
         console.print(self._headline())
         for note in self.notes:
             console.print(f"note: {note}")

@@ -80,6 +80,8 @@ class Section:
     inputs: tuple[str, ...]
     ops: tuple[SectionOp | WorkOp, ...]
     outputs: tuple[str, ...]
+    tokens_first: bool = False
+    """Whether its kernels are those for few tokens."""
 
     @property
     def layers(self) -> tuple[SectionOp, ...]:

@@ -24,7 +24,7 @@ from sparsecomp.codegen.bitmap import BLOCK, GROUP, UNIT
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat
 from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS, VECTOR_FORMS
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES
+from sparsecomp.codegen.shares import SHARES
 from sparsecomp.epilogue import STEPS, split_steps
 
 STREAMS = 2

@@ -76,6 +76,26 @@ def exit_tokens(name: str, spec: ExitTokens, machine: Machine) -> tvm.tirx.PrimF
 
 
 @dataclass(frozen=True)
+class CopyRows:
+    """tokens x channels -> the same: what the kernel for few tokens reads lies as PyTorch has it."""
+
+    channels: int
+
+
+def copy_rows(name: str, spec: CopyRows, machine: Machine) -> tvm.tirx.PrimFunc:
+    """Arguments x, y; which part of how many, number of tokens. Parts share the floats."""
+
+    def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
+        size = T.bind(i64(tokens) * spec.channels)
+        low = T.bind(T.truncdiv(i64(part) * size, i64(parts)))
+        high = T.bind(T.truncdiv((i64(part) + 1) * size, i64(parts)))
+        with T.serial(high - low) as relative:
+            T.buffer_store(y, x[low + relative], [low + relative])
+
+    return kernel(name, IN_OUT, ["part", "parts", "tokens"], body)
+
+
+@dataclass(frozen=True)
 class CopyPlanes:
     """y[c * phases + p][h, w] = x[c][h * stride + phase]; zero where that lies outside x.
 

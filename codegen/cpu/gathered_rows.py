@@ -21,7 +21,7 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat, store
 from sparsecomp.codegen.cpu.finish import Finish, operand_pointers
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES
+from sparsecomp.codegen.shares import SHARES
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
 
