@@ -28,7 +28,7 @@ from sparsecomp.codegen.cpu.taps import TapsKernel, taps
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Planes, TokenRows, Tokens, offsets
+from sparsecomp.geometry import Planes, TokenRows, offsets
 from sparsecomp.region import Apply, Call, Enter, Exit, FewTokens, Region, Rows, Split, Value
 from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
 
@@ -203,7 +203,6 @@ def _taps(call: Apply, work: Pool | Pointwise, region: Region, machine: Machine)
     places: tuple[int, ...] = (0,)
     if isinstance(work, Pool):
         places = tuple(int(offset) for offset in offsets(work.window, source.geometry)[0])
-    tokens = isinstance(target.geometry, Tokens)
     return TapsKernel(
         kind="max" if isinstance(work, Pool) and work.kind == "max" else "sum",
         channels=target.channels,
@@ -211,7 +210,7 @@ def _taps(call: Apply, work: Pool | Pointwise, region: Region, machine: Machine)
         offsets=places,
         source_plane=source.geometry.plane,
         target_plane=target.geometry.plane,
-        vectors=target.geometry.tile // machine.lanes if tokens else _static_vectors(target, machine),
+        vectors=-(-target.geometry.columns // machine.lanes),
         scale=1.0 / len(places) if isinstance(work, Pool) and work.kind == "mean" else 1.0,
         masked=_masked(target),
         epilogue=call.epilogue,

@@ -135,9 +135,9 @@ class _Builder:
             table = T.arg("table", T.int64())
             numbers = ("extent", "threads", "first", "last")
             extent, threads, first, last = (T.arg(name, T.int32()) for name in numbers)
-            tile, zero, one = self.region.tokens, T.int32(0), T.int32(1)
-            flat = tile is not None and not tile.length
-            items = T.bind(T.truncdiv(extent + (tile.tile - 1), T.int32(tile.tile))) if flat else extent
+            zero, one, items, tokens = T.int32(0), T.int32(1), extent, self.region.tokens
+            if tokens is not None and not tokens.length:
+                items = T.bind(T.truncdiv(extent + (tokens.tile - 1), T.int32(tokens.tile)))
 
             def run(item: Expr, *which: Expr) -> None:
                 T.evaluate(T.Call(function, [table, extent, item, *which], ret_ty="void"))

@@ -74,7 +74,7 @@ class Stream:
 def fits(layer: Layer, geometry: Geometry) -> bool:
     """Whether all offsets fit 32 bits, as streams hold them."""
     if isinstance(geometry, TokenRows):
-        return True
+        return True  # there are none
     return bool(np.abs(offsets(layer, geometry)).max() < 2**31)
 
 

@@ -222,7 +222,7 @@ def offsets(layer: Layer, geometry: Geometry) -> npt.NDArray[np.int64]:
     linear: k * plane. Convolution: channel * plane + row shift * row + column shift, where "channel" counts
     the phase planes of a strided input; group g reads channels from `g * input channels / groups` on.
     """
-    if isinstance(geometry, Tokens):
+    if not isinstance(geometry, Planes):
         return (np.arange(layer.columns, dtype=np.int64) * geometry.plane)[None]
     taps = Taps.of(layer)
     index = {phase: position for position, phase in enumerate(taps.phases)}

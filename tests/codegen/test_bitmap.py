@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsecomp.codegen.bitmap import BLOCK, Bitmap, make_bitmap, read_bitmap
-from sparsecomp.codegen.stream import SHARES
+from sparsecomp.codegen.shares import SHARES
 from sparsecomp.pattern import RowBlocks, pack
 
 UNSTRUCTURED, DENSE = RowBlocks(1), RowBlocks(4, shared=True)

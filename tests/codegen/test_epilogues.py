@@ -107,7 +107,7 @@ def test_steps_in_a_row_add_up(step: str) -> None:
     expression, or every further step multiplies the time to compile by about ten."""
 
     def size(epilogue: str) -> int:
-        spec = RowsKernel(1, 0, 1, HOW.pattern, HOW.schedule, 0, 128, (), epilogue, masked=False)
+        spec = RowsKernel(1, 0, 1, HOW.pattern, Schedule(1, 1), 0, 128, (), epilogue, masked=False)
         module = tvm.IRModule({"kernel": gathered_rows("kernel", spec, machine_of(Target()))})
         return len(s_tir.transform.StmtSimplify()(module).script())
 
