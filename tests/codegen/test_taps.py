@@ -206,6 +206,19 @@ def test_many_taps(case: Case) -> None:
     assert case.spec.period < len(case.spec.offsets)
 
 
+def test_many_taps_that_do_not_repeat() -> None:
+    case = Case("weighted", 2, (15, 20), (3, 7), stride=2, padding=(1, 3))
+    check(case)
+    assert case.spec.period == len(case.spec.offsets)
+
+
+@pytest.mark.parametrize("kind", ["sum", "weighted"])
+@pytest.mark.parametrize("dilation", [1, 2, 5, 16])
+def test_taps_between_others(kind: Kind, dilation: int) -> None:
+    """Their vectors are shuffled from their neighbours', which overlap, touch or lie apart."""
+    check(Case(kind, 2, (5, 70), (1, 4), dilation=dilation, padding=(0, 2)), parts=2)
+
+
 def test_period_of_offsets() -> None:
     def period(offsets: Sequence[int]) -> int:
         return TapsKernel("sum", 1, 1, tuple(offsets), 1, 1, 1, 1.0, masked=False).period
