@@ -6,7 +6,7 @@ To add a kernel: a file in `codegen/cpu/`, a line in `RULES`, and a case in `spe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows
@@ -29,7 +29,20 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import Planes, TokenRows, offsets
-from sparsecomp.region import Apply, Call, Enter, Exit, FewTokens, Region, Rows, Split, Value
+from sparsecomp.region import (
+    Apply,
+    Call,
+    Depthwise,
+    Enter,
+    Exit,
+    FewTokens,
+    Region,
+    Rows,
+    Schedule,
+    Split,
+    Value,
+    reads,
+)
 from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
 
 RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
@@ -57,10 +70,9 @@ def whole_items(call: Call) -> bool:
 
 def specify(call: Call, region: Region, machine: Machine) -> Any:
     """What the call's kernel is compiled for; calls that agree in it share the kernel."""
-    value = region.value
     match call:
         case Rows():
-            return _rows(call, value[call.target], tuple(value[name] for name in call.tensors), machine)
+            return _rows(call, region, machine)
         case Enter():
             return _enter(call, region)
         case Split():
@@ -80,9 +92,12 @@ def _masked(value: Value) -> bool:
     return isinstance(value.geometry, Planes) and value.zero_pads
 
 
-def _rows(call: Rows, target: Value, tensors: tuple[Value, ...], machine: Machine) -> RowsKernel | BitmapRows:
+def _rows(call: Rows, region: Region, machine: Machine) -> RowsKernel | BitmapRows | TapsKernel:
+    target, tensors = region.value[call.target], [region.value[name] for name in call.tensors]
     if isinstance(call.schedule, FewTokens):
         return BitmapRows(*call.shape, call.epilogue, call.pattern.shared, call.schedule.ahead)
+    if isinstance(call.schedule, Depthwise):
+        return _reduction("weighted", call.taps, 1.0, call, region, machine)
     return RowsKernel(
         groups=call.groups,
         columns=call.kept,
@@ -199,19 +214,32 @@ def _attention(call: Apply, work: Attention, region: Region) -> AttentionKernel:
 
 
 def _taps(call: Apply, work: Pool | Pointwise, region: Region, machine: Machine) -> TapsKernel:
-    source, target = region.value[call.sources[0]], region.value[call.target]
-    places: tuple[int, ...] = (0,)
-    if isinstance(work, Pool):
-        places = tuple(int(offset) for offset in offsets(work.window, source.geometry)[0])
+    if isinstance(work, Pointwise):
+        return _reduction("sum", (0,), 1.0, call, region, machine)
+    table = offsets(work.window, region.value[call.sources[0]].geometry)[0]
+    places = tuple(int(offset) for offset in table)
+    scale = 1.0 / len(places) if work.kind == "mean" else 1.0
+    return _reduction("max" if work.kind == "max" else "sum", places, scale, call, region, machine)
+
+
+def _reduction(
+    kind: Literal["max", "sum", "weighted"],
+    places: tuple[int, ...],
+    scale: float,
+    call: Rows | Apply,
+    region: Region,
+    machine: Machine,
+) -> TapsKernel:
+    source, target = region.value[reads(call)[0]], region.value[call.target]
     return TapsKernel(
-        kind="max" if isinstance(work, Pool) and work.kind == "max" else "sum",
+        kind=kind,
         channels=target.channels,
         phases=source.channels // target.channels,
         offsets=places,
         source_plane=source.geometry.plane,
         target_plane=target.geometry.plane,
         vectors=-(-target.geometry.columns // machine.lanes),
-        scale=1.0 / len(places) if isinstance(work, Pool) and work.kind == "mean" else 1.0,
+        scale=scale,
         masked=_masked(target),
         epilogue=call.epilogue,
         operand_planes=tuple(region.value[name].geometry.plane for name in call.tensors),
@@ -225,14 +253,7 @@ def arguments(call: Call, frame: Frame) -> list[Expr]:
     """Addresses, in the order of the kernel's parameters."""
     match call:
         case Rows():
-            mask = [] if isinstance(call.schedule, FewTokens) else [frame.mask(call.target)]
-            return [
-                *frame.weight(call.weight),
-                frame.position(call.source),
-                frame.position(call.target),
-                *mask,
-                *_operands(call.epilogue, call.vectors, call.tensors, frame),
-            ]
+            return _rows_arguments(call, frame)
         case Enter():
             return [frame.input(call.source), frame.position(call.target)]
         case Split():
@@ -241,6 +262,19 @@ def arguments(call: Call, frame: Frame) -> list[Expr]:
             return [frame.position(call.source), frame.output(call.target)]
         case Apply():
             return _apply_arguments(call, frame)
+
+
+def _rows_arguments(call: Rows, frame: Frame) -> list[Expr]:
+    weight, mask = frame.weight(call.weight), frame.mask(call.target)
+    places = [frame.position(call.source), frame.position(call.target)]
+    operands = _operands(call.epilogue, call.vectors, call.tensors, frame)
+    match call.schedule:
+        case FewTokens():
+            return [*weight, *places, *operands]
+        case Depthwise():
+            return [*places, mask, weight[1], *operands]
+        case _:
+            return [*weight, *places, mask, *operands]
 
 
 def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
@@ -276,7 +310,9 @@ def _operands(epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...],
 
 def takes_vectors(call: Call) -> bool:
     """Whether the kernel's last number is the count of column vectors (0 for images)."""
-    return isinstance(call, Rows) or (isinstance(call, Apply) and isinstance(call.work, Norm))
+    if isinstance(call, Rows):
+        return isinstance(call.schedule, Schedule)
+    return isinstance(call, Apply) and isinstance(call.work, Norm)
 
 
 def takes_tokens(call: Call, region: Region) -> bool:

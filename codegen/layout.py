@@ -10,13 +10,14 @@ from functools import reduce
 import networkx as nx
 
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Geometry, Margin, Planes, Taps, TokenRows, Tokens, grid, phase_size
+from sparsecomp.geometry import Geometry, Margin, Planes, Taps, TokenRows, Tokens, grid, offsets, phase_size
 from sparsecomp.layer import Layer
 from sparsecomp.region import (
     WHOLE,
     Apply,
     Border,
     Call,
+    Depthwise,
     Enter,
     Exit,
     Phases,
@@ -198,9 +199,14 @@ class _Writer:
                 op.epilogue,
                 vectors,
                 tensors,
+                self.taps(op) if isinstance(choice.schedule, Depthwise) else (),
             )
         )
         self._leave(op.target)
+
+    def taps(self, op: SectionOp) -> tuple[int, ...]:
+        geometry = self.values[source_view(op)].geometry
+        return tuple(int(offset) for offset in offsets(op.layer, geometry)[0])
 
     def work(self, op: WorkOp) -> None:
         rest = op.activations[1:]

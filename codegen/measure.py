@@ -23,7 +23,7 @@ from sparsecomp.geometry import TokenRows
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
 from sparsecomp.program import Body
-from sparsecomp.region import FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
 from sparsecomp.section import Section, SectionOp, WorkOp
 from sparsecomp.target import Target
 
@@ -232,9 +232,11 @@ def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Sect
     return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",), tokens_first)
 
 
-def parse_schedule(text: str) -> Schedule | FewTokens:
+def parse_schedule(text: str) -> AnySchedule:
     """Inverse of `str(schedule)`."""
     if text.startswith("bitmap P"):
         return FewTokens(int(text.removeprefix("bitmap P")))
+    if text == "depthwise":
+        return Depthwise()
     fields = {part[0]: int(part[1:]) for part in text.split()}
     return Schedule(fields["V"], fields["K"], fields.get("P", 0))

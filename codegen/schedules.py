@@ -9,7 +9,7 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import FewTokens, Schedule
+from sparsecomp.region import AnySchedule, Depthwise, FewTokens, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
@@ -21,14 +21,13 @@ VERY_FEW_TOKENS = 4
 """Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
 
 
-def candidates(
-    layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine
-) -> list[Schedule | FewTokens]:
+def candidates(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
     """All schedules worth timing for the layer."""
     few = few_tokens(layer, pattern, machine)
     if only_few_tokens(layer, machine):
         return list(few)
-    return [*schedules(layer, geometry, pattern, machine), *few]
+    depthwise = layer.groups == layer.rows > 1 and layer.weight_shape[1] == 1 and pattern == RowBlocks(1)
+    return [*[Depthwise()] * depthwise, *schedules(layer, geometry, pattern, machine), *few]
 
 
 def only_few_tokens(layer: Layer, machine: Machine) -> bool:

@@ -19,7 +19,7 @@ from sparsecomp.codegen.shares import balance
 from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
-from sparsecomp.region import FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
 
 GROUP_COST = 4
 """Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
@@ -36,13 +36,14 @@ class Stream:
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
     order: int32 [blocks * R], the row of the weight that each row of a block is.
 
-    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`).
+    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`). Of a
+    depthwise convolution `data` has the weight as it is, and the others are empty.
     """
 
     layer: Layer
     geometry: Geometry
     pattern: RowBlocks
-    schedule: Schedule | FewTokens
+    schedule: AnySchedule
     index: Tensor
     data: Tensor
     balance: Tensor
@@ -78,14 +79,16 @@ def fits(layer: Layer, geometry: Geometry) -> bool:
     return bool(np.abs(offsets(layer, geometry)).max() < 2**31)
 
 
-def make_stream(
-    packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule | FewTokens
-) -> Stream:
+def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: AnySchedule) -> Stream:
     """Raises OverflowError when an offset does not fit 32 bits."""
     if isinstance(schedule, FewTokens):
         made = make_bitmap(packed)
         parts = (made.index, made.values, made.balance, made.masks)
         return Stream(layer, geometry, packed.pattern, schedule, *parts)
+    if isinstance(schedule, Depthwise):
+        nothing = torch.empty(0, dtype=torch.int32)
+        weights = unpack(packed).flatten()
+        return Stream(layer, geometry, packed.pattern, schedule, nothing, weights, nothing, nothing)
     if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
@@ -142,6 +145,8 @@ def read_stream(stream: Stream) -> Tensor:
     if isinstance(stream.schedule, FewTokens):
         shape = (layer.rows, layer.columns)
         return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
+    if isinstance(stream.schedule, Depthwise):
+        return stream.data.reshape(layer.rows, layer.columns)
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
         columns = _columns_of(stream.index, table[0])

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -372,11 +373,9 @@ class SparseModule(DropIn):
                     f"there is no graph to profile for this call: the model runs as {self.report.rung!r}, "
                     "and the notes of its report say why."
                 )
-            inputs = variant.capture.flatten(args, kwargs)
-            executable = variant.executable
-            return profile_graph(
-                executable.graph, executable.runners, inputs, lambda: self._dispatch(args, kwargs)
-            )
+            inputs, executable = variant.capture.flatten(args, kwargs), variant.executable
+            call = partial(self._dispatch, args, kwargs)
+            return profile_graph(executable.graph, executable.runners, inputs, call)
 
     def extra_repr(self) -> str:
         return self.report._headline()

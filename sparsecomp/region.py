@@ -46,11 +46,22 @@ class FewTokens:
 
 
 @dataclass(frozen=True)
+class Depthwise:
+    """The kernel for depthwise convolutions: all taps, whose places are known when it is compiled."""
+
+    def __str__(self) -> str:
+        return "depthwise"
+
+
+AnySchedule = Schedule | FewTokens | Depthwise
+
+
+@dataclass(frozen=True)
 class RowsKernelChoice:
     """How one primitive is to be run: decided per layer, by measured time."""
 
     pattern: RowBlocks
-    schedule: Schedule | FewTokens
+    schedule: AnySchedule
 
     @property
     def tokens_first(self) -> bool:
@@ -133,12 +144,14 @@ class Rows:
     kept: int
     """Columns in the list that all rows share; 0 for a pattern with a list per block."""
     pattern: RowBlocks
-    schedule: Schedule | FewTokens
+    schedule: AnySchedule
     epilogue: str = ""
     vectors: tuple[int, ...] = ()
     """Numbers of the per-channel operands of the epilogue, in order."""
     tensors: tuple[str, ...] = ()
     """Values that the epilogue reads, in order."""
+    taps: tuple[int, ...] = ()
+    """Of a depthwise convolution: where each tap of channel 0 reads, in floats from a pixel."""
 
     def __post_init__(self) -> None:
         kinds = [STEPS[step] for step in split_steps(self.epilogue)]
@@ -151,7 +164,7 @@ class Rows:
 
     @property
     def passes(self) -> int:
-        if isinstance(self.schedule, FewTokens):
+        if not isinstance(self.schedule, Schedule):
             return 1
         columns = self.kept if self.pattern.shared else self.shape[1]
         return max(1, -(-columns // self.schedule.columns))
