@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.call import Call, single
 from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
@@ -22,7 +23,7 @@ from sparsecomp.codegen.timings import Timings, layer_key, region_key
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
 from sparsecomp.target import Target
 
 Timed = tuple[float, str]
@@ -61,14 +62,7 @@ class Meter:
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         stored = stored_elements(matrix)
-        cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
-        refused = {pattern: self._refuses(layer, pattern) for pattern in PATTERNS}
-        least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
-        for pattern in PATTERNS:
-            refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
-            if not refused[pattern] and cost[pattern] > HOPELESS * least:
-                times = stored[pattern] / max(1, stored[RowBlocks(1)])
-                refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
+        refused = refusals(layer, stored)
         timed = self.timed(layer, matrix, {p: stored[p] for p in PATTERNS if not refused[p]})
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
@@ -80,29 +74,36 @@ class Meter:
     ) -> dict[RowBlocks | None, Timed]:
         """Seconds and best schedule of each pattern, of which so many elements are stored; under None, seconds
         of PyTorch's own operator. If any was not measured before, all are measured in turn."""
-        keys: dict[RowBlocks | None, str] = {None: layer_key(self.machine, self.threads, layer, "dense")}
-        for pattern, count in stored.items():
-            density = count / max(1, matrix.numel())
-            keys[pattern] = layer_key(self.machine, self.threads, layer, str(pattern), density)
+        call = Call.of(layer, matrix)
+        keys = {pattern: call.key(self.machine, self.threads, pattern) for pattern in (None, *stored)}
         found = {pattern: self.timings.get(key) for pattern, key in keys.items()}
         if None in found.values():
-            for name, result in self._race(layer, matrix, found).items():
+            for name, result in self._race(call, found).items():
                 if result < (found[name] or (math.inf, "")):
                     found[name] = result
                     self.timings.put(keys[name], *result)
         return {pattern: result for pattern, result in found.items() if result is not None}
 
     def _race(
-        self, layer: Layer, matrix: Tensor, known: Mapping[RowBlocks | None, Timed | None]
+        self, call: Call, known: Mapping[RowBlocks | None, Timed | None]
     ) -> dict[RowBlocks | None, Timed]:
         """The best of each pattern. Those known before run again with the schedule that was best: times of two
         different moments are not to be compared."""
         entries = [
             (pattern, schedule, contestant)
             for pattern, before in known.items()
-            for schedule, contestant in self._contestants(layer, matrix, pattern, before)
+            for schedule, contestant in self._contestants(call.layer, call.matrix, pattern, before)
         ]
         seconds = seconds_in_turn([contestant for *_, contestant in entries])
+        self.timings.add(
+            [
+                call.trial(
+                    self.machine, self.threads, RowsKernelChoice(pattern, parse_schedule(schedule)), time
+                )
+                for (pattern, schedule, _), time in zip(entries, seconds, strict=True)
+                if pattern is not None
+            ]
+        )
         best: dict[RowBlocks | None, Timed] = {}
         for (pattern, schedule, _), time in zip(entries, seconds, strict=True):
             best[pattern] = min(best.get(pattern, (math.inf, "")), (time, schedule))
@@ -122,16 +123,6 @@ class Meter:
         for schedule in [parse_schedule(before[1])] if before else wanted:
             stream = make_stream(packed, layer, geometry, schedule)
             yield str(schedule), self.kernel(layer, stream)
-
-    def _refuses(self, layer: Layer, pattern: RowBlocks) -> str:
-        if layer.groups > 1 and pattern.shared:
-            return f"the {layer.groups} groups of the convolution read different channels"
-        if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
-            return f"blocks of {pattern.rows} rows would span two of the {layer.groups} groups"
-        if pattern.rows > layer.rows:
-            return f"the layer has only {layer.rows} rows"
-        geometry = source_geometry(single(layer))["layer"]
-        return "" if fits(layer, geometry) else "its offsets exceed 32 bits"
 
     def kernel(self, layer: Layer, stream: Stream) -> Contestant:
         """The kernel alone, without conversions, on the example's shape."""
@@ -188,6 +179,30 @@ class Meter:
         return found[0]
 
 
+def refusals(layer: Layer, stored: Mapping[RowBlocks, int]) -> dict[RowBlocks, str]:
+    """Why each pattern is not worth timing, of which so many elements would be stored; "" where it is."""
+    cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
+    refused = {pattern: _refuses(layer, pattern) for pattern in PATTERNS}
+    least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
+    for pattern in PATTERNS:
+        refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
+        if not refused[pattern] and cost[pattern] > HOPELESS * least:
+            times = stored[pattern] / max(1, stored[RowBlocks(1)])
+            refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
+    return refused
+
+
+def _refuses(layer: Layer, pattern: RowBlocks) -> str:
+    if layer.groups > 1 and pattern.shared:
+        return f"the {layer.groups} groups of the convolution read different channels"
+    if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
+        return f"blocks of {pattern.rows} rows would span two of the {layer.groups} groups"
+    if pattern.rows > layer.rows:
+        return f"the layer has only {layer.rows} rows"
+    geometry = source_geometry(single(layer))["layer"]
+    return "" if fits(layer, geometry) else "its offsets exceed 32 bits"
+
+
 def _candidate(
     pattern: RowBlocks, refused: str, stored: Mapping[RowBlocks, int], timed: Mapping[RowBlocks | None, Timed]
 ) -> Candidate:
@@ -198,17 +213,14 @@ def _candidate(
     return Candidate(str(how), seconds, how=how, stored=stored[pattern])
 
 
-def _as_good_as_dense(pattern: RowBlocks, stored: dict[RowBlocks, int], refused: dict[RowBlocks, str]) -> str:
+def _as_good_as_dense(
+    pattern: RowBlocks, stored: Mapping[RowBlocks, int], refused: Mapping[RowBlocks, str]
+) -> str:
     """Why lists of columns are not worth timing where they hold nearly every column."""
     dense = [stored[other] for other in PATTERNS if other.shared and not refused[other]]
     if pattern.shared or not dense or stored[pattern] <= NEARLY_ALL * max(dense):
         return ""
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
-
-
-def single(layer: Layer, epilogue: str = "") -> Section:
-    """A section of one layer."""
-    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",))
 
 
 def parse_schedule(text: str) -> Schedule:
