@@ -21,8 +21,10 @@ from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward
+from sparsecomp.layer import Layer
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
+from sparsecomp.program import attribute
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
@@ -329,6 +331,16 @@ class SparseModule(DropIn):
 
     def _weight(self, name: str) -> Tensor:
         return self._compiler.streams.weight(name)
+
+    def layer_matrices(self) -> Iterator[tuple[Layer, Tensor]]:
+        """Every layer of the report with its weight as a matrix, unpacked in turn."""
+        for layer in (found.layer for found in self.report.layers):
+            if layer.weight in self._compiler.streams.names:
+                yield layer, layer.matrix(self._weight(layer.weight))
+            elif self._skeleton.holds(layer.weight) or self.graph is None:
+                yield layer, layer.matrix(attribute(self._skeleton.module, layer.weight).detach())
+            else:  # computed from parameters
+                yield layer, layer.matrix(attribute(self.graph, layer.weight).detach())
 
     @property
     def report(self) -> Report:
