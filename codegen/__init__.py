@@ -11,13 +11,18 @@ its meaning and one in `cpu/epilogues.py` for its vector form. To add a target: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from sparsecomp.cost import Cost
+from sparsecomp.layer import Layer
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
+from sparsecomp.progress import Watch
 from sparsecomp.target import Target
+from sparsecomp.tuning import Budget, TuningReport
 
 if TYPE_CHECKING:
     from sparsecomp.codegen.stream import StreamStore
@@ -55,6 +60,35 @@ def meter(target: Target, threads: int) -> Cost:
     from sparsecomp.codegen.timings import Timings
 
     return Meter(target, threads, Timings.on_disk())
+
+
+def autotune(
+    layers: Iterable[tuple[Layer, Tensor]],
+    device: Target,
+    threads: int,
+    budget: Budget,
+    watch: Watch,
+) -> TuningReport:
+    """Search the best kernels of these layers, given with their matrices, and remember them on disk."""
+    from sparsecomp.codegen.measure import Meter
+    from sparsecomp.codegen.timings import Timings, device_of
+    from sparsecomp.codegen.tuner import Tuner, searches_of
+    from sparsecomp.codegen.workbench import LocalBench
+
+    timings = Timings.on_disk()
+    bench = LocalBench(Meter(device, threads, Timings.in_memory()))
+    searches = searches_of(layers, timings, bench.machine, threads)
+    found = Tuner(searches, [bench], budget, watch).run()
+    return TuningReport(
+        device=device_of(bench.machine),
+        threads=threads,
+        calls=found.calls,
+        trials=found.trials,
+        seconds=found.seconds,
+        database=str(timings.path or ""),
+        interrupted=found.interrupted,
+        notes=found.notes,
+    )
 
 
 def check_runs_here(target: Target) -> None:

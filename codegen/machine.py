@@ -28,6 +28,8 @@ class Machine:
     """float32 in a vector register."""
     registers: int
     l1_bytes: int = 32 * 1024
+    device: str = ""
+    """The name under which a device elsewhere is known, "rpc zen5"; "" is this host."""
     tvm_target: Any = field(default=None, compare=False, repr=False)
 
     @property

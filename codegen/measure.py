@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.call import Call, grid_for, single
 from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
@@ -19,12 +20,11 @@ from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key, work_key
-from sparsecomp.geometry import TokenRows
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
+from sparsecomp.pattern import PATTERNS, RowBlocks, pack
 from sparsecomp.program import Body
 from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
-from sparsecomp.section import Section, SectionOp, WorkOp
+from sparsecomp.section import WorkOp
 from sparsecomp.target import Target
 
 Timed = tuple[float, str]
@@ -62,16 +62,8 @@ class Meter:
         return self._found[layer]
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        stored = stored_elements(matrix, conv_groups=layer.groups)
-        cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
-        dead = layer.rows - int((matrix != 0).any(dim=1).count_nonzero())
-        refused = {pattern: self._refuses(layer, pattern, dead) for pattern in PATTERNS}
-        least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
-        for pattern in PATTERNS:
-            refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
-            if not refused[pattern] and cost[pattern] > HOPELESS * least:
-                times = stored[pattern] / max(1, stored[RowBlocks(1)])
-                refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
+        call = Call.of(layer, matrix)
+        stored, refused = call.stored, refusals(call, self.machine)
         timed = self.timed(layer, matrix, {p: stored[p] for p in PATTERNS if not refused[p]})
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
@@ -83,29 +75,36 @@ class Meter:
     ) -> dict[RowBlocks | None, Timed]:
         """Seconds and best schedule of each pattern, of which so many elements are stored; under None, seconds
         of PyTorch's own operator. If any was not measured before, all are measured in turn."""
-        keys: dict[RowBlocks | None, str] = {None: layer_key(self.machine, self.threads, layer, "dense")}
-        for pattern, count in stored.items():
-            density = count / max(1, matrix.numel())
-            keys[pattern] = layer_key(self.machine, self.threads, layer, str(pattern), density)
+        call = Call.of(layer, matrix)
+        keys = {pattern: call.key(self.machine, self.threads, pattern) for pattern in (None, *stored)}
         found = {pattern: self.timings.get(key) for pattern, key in keys.items()}
         if None in found.values():
-            for name, result in self._race(layer, matrix, found).items():
+            for name, result in self._race(call, found).items():
                 if result < (found[name] or (math.inf, "")):
                     found[name] = result
                     self.timings.put(keys[name], *result)
         return {pattern: result for pattern, result in found.items() if result is not None}
 
     def _race(
-        self, layer: Layer, matrix: Tensor, known: Mapping[RowBlocks | None, Timed | None]
+        self, call: Call, known: Mapping[RowBlocks | None, Timed | None]
     ) -> dict[RowBlocks | None, Timed]:
         """The best of each pattern. Those known before run again with the schedule that was best: times of two
         different moments are not to be compared."""
         entries = [
             (pattern, schedule, contestant)
             for pattern, before in known.items()
-            for schedule, contestant in self._contestants(layer, matrix, pattern, before)
+            for schedule, contestant in self._contestants(call.layer, call.matrix, pattern, before)
         ]
         seconds = seconds_in_turn([contestant for *_, contestant in entries])
+        self.timings.add(
+            [
+                call.trial(
+                    self.machine, self.threads, RowsKernelChoice(pattern, parse_schedule(schedule)), time
+                )
+                for (pattern, schedule, _), time in zip(entries, seconds, strict=True)
+                if pattern is not None
+            ]
+        )
         best: dict[RowBlocks | None, Timed] = {}
         for (pattern, schedule, _), time in zip(entries, seconds, strict=True):
             best[pattern] = min(best.get(pattern, (math.inf, "")), (time, schedule))
@@ -123,24 +122,10 @@ class Meter:
         packed = pack(matrix, pattern, layer.groups)
         wanted = candidates(layer, geometry, pattern, self.machine)
         for schedule in [parse_schedule(before[1])] if before else wanted:
-            few = isinstance(schedule, FewTokens)
-            stream = make_stream(packed, layer, TokenRows() if few else geometry, schedule)
-            yield str(schedule), self.kernel(layer, stream)
-
-    def _refuses(self, layer: Layer, pattern: RowBlocks, dead: int = 0) -> str:
-        """`dead`: how many rows hold no weight."""
-        if pattern.live_first and dead < pattern.rows:
-            return f"{dead} rows have no weight"
-        if only_few_tokens(layer, self.machine) and not few_tokens(layer, pattern, self.machine):
-            return f"its vectors of tokens would be nearly empty: there are {layer.output_size[1]}"
-        if layer.groups > 1 and pattern.shared:
-            return f"the {layer.groups} groups of the convolution read different channels"
-        if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
-            return f"blocks of {pattern.rows} rows would span two of the {layer.groups} groups"
-        if pattern.rows > layer.rows:
-            return f"the layer has only {layer.rows} rows"
-        geometry = source_geometry(single(layer))["layer"]
-        return "" if fits(layer, geometry) else "its offsets exceed 32 bits"
+            yield (
+                str(schedule),
+                self.kernel(layer, make_stream(packed, layer, grid_for(schedule, geometry), schedule)),
+            )
 
     def kernel(self, layer: Layer, stream: Stream) -> Contestant:
         """The kernel alone, without conversions, on the example's shape."""
@@ -209,6 +194,35 @@ class Meter:
         return found[0]
 
 
+def refusals(call: Call, machine: Machine) -> dict[RowBlocks, str]:
+    """Why each pattern is not worth timing; "" where it is."""
+    stored = call.stored
+    cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
+    refused = {pattern: _refuses(call, pattern, machine) for pattern in PATTERNS}
+    least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
+    for pattern in PATTERNS:
+        refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
+        if not refused[pattern] and cost[pattern] > HOPELESS * least:
+            times = stored[pattern] / max(1, stored[RowBlocks(1)])
+            refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
+    return refused
+
+
+def _refuses(call: Call, pattern: RowBlocks, machine: Machine) -> str:
+    layer = call.layer
+    if pattern.live_first and call.dead_rows < pattern.rows:
+        return f"{call.dead_rows} rows have no weight"
+    if only_few_tokens(layer, machine) and not few_tokens(layer, pattern, machine):
+        return f"its vectors of tokens would be nearly empty: there are {layer.output_size[1]}"
+    if layer.groups > 1 and pattern.shared:
+        return f"the {layer.groups} groups of the convolution read different channels"
+    if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
+        return f"blocks of {pattern.rows} rows would span two of the {layer.groups} groups"
+    if pattern.rows > layer.rows:
+        return f"the layer has only {layer.rows} rows"
+    return "" if fits(layer, call.geometry) else "its offsets exceed 32 bits"
+
+
 def _candidate(
     pattern: RowBlocks, refused: str, stored: Mapping[RowBlocks, int], timed: Mapping[RowBlocks | None, Timed]
 ) -> Candidate:
@@ -219,17 +233,14 @@ def _candidate(
     return Candidate(str(how), seconds, how=how, stored=stored[pattern])
 
 
-def _as_good_as_dense(pattern: RowBlocks, stored: dict[RowBlocks, int], refused: dict[RowBlocks, str]) -> str:
+def _as_good_as_dense(
+    pattern: RowBlocks, stored: Mapping[RowBlocks, int], refused: Mapping[RowBlocks, str]
+) -> str:
     """Why lists of columns are not worth timing where they hold nearly every column."""
     dense = [stored[other] for other in PATTERNS if other.shared and not refused[other]]
     if pattern.shared or not dense or stored[pattern] <= NEARLY_ALL * max(dense):
         return ""
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
-
-
-def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Section:
-    """A section of one layer."""
-    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",), tokens_first)
 
 
 def parse_schedule(text: str) -> AnySchedule:

@@ -1,4 +1,4 @@
-"""The schedules worth trying for a kernel, the most promising first."""
+"""The schedules of a kernel: the few that every compilation tries, and all those that a search may draw from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from sparsecomp.region import AnySchedule, Depthwise, FewTokens, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
+DISTANCES = (STREAM_AHEAD, 0, 64, 256)
+"""All that a search tries."""
+WIDEST = 16
+"""Vectors per row that a search tries at most."""
+FEW_TOKENS_AHEAD = (512, 0, 256, 1024)
+"""Floats of the values that the kernel for few tokens fetches ahead."""
+SHARES_OF_L1 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 0.0)
+"""Of the L1 cache, that X may fill in a pass; 0 for a single pass."""
 
 
 FEW_TOKENS = 16
@@ -50,6 +58,37 @@ def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Mac
         vectors = _fitted(target, geometry, machine)
         found.append(Schedule(vectors, _pass(layer, geometry, vectors, fraction, machine), _ahead(pattern)))
     return list(dict.fromkeys(found))
+
+
+def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
+    """Every schedule worth a trial, `candidates` first: vectors as registers hold them, passes on a grid."""
+    found = candidates(layer, geometry, pattern, machine)
+    if few_tokens(layer, pattern, machine):
+        found += [FewTokens(ahead) for ahead in FEW_TOKENS_AHEAD]
+    if only_few_tokens(layer, machine):
+        return list(dict.fromkeys(found))
+    distances = (0,) if pattern.shared else DISTANCES
+    for vectors in range(1, _widest(geometry, pattern, machine) + 1):
+        passes = {_pass(layer, geometry, vectors, share, machine): None for share in SHARES_OF_L1}
+        for columns in passes:
+            found += [Schedule(vectors, columns, distance) for distance in distances]
+    return list(dict.fromkeys(found))
+
+
+def _widest(geometry: Geometry, pattern: RowBlocks, machine: Machine) -> int:
+    columns = geometry.columns if isinstance(geometry, Planes) else TILE
+    # With one row X is an operand of the multiply-add, and needs no register.
+    held = machine.accumulators // pattern.rows if pattern.rows > 1 else machine.accumulators
+    return max(1, min(WIDEST, held, -(-columns // machine.lanes)))
+
+
+def pass_bytes(layer: Layer, geometry: Geometry, schedule: Schedule, machine: Machine) -> float:
+    """Of X, that one pass reads for one chunk of vectors."""
+    taps = max(1, layer.columns // layer.weight_shape[1])
+    floats = schedule.vectors * machine.lanes
+    if isinstance(geometry, Planes) and taps > 1:
+        floats = _reach(layer, geometry, floats)
+    return min(schedule.columns, layer.columns) / taps * floats * FLOAT
 
 
 def _preferences(pattern: RowBlocks, machine: Machine) -> list[tuple[int, float]]:

@@ -1,13 +1,29 @@
-"""What was measured on this machine, kept on disk: one line of JSON a measurement, safe for several writers."""
+"""The database of what was measured: one line of JSON a record, for people too, safe for several writers.
+
+A record says everything a time depends on (the fields of `Key`), the schedule that took it, and what it is:
+
+    trial    one schedule that was timed, what the cost model predicted, and the work it does (`predict.py`)
+    best     the schedule to use and its time, as the last race decided it; what compilations ask for
+    search   how far the search for the best schedules of a call has come (`tune.py`)
+
+Records are only appended, each at once, so an interrupted run loses nothing; of records that answer the same
+question the last one counts.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import hashlib
 import json
 import logging
 import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO, Literal
 
 import platformdirs
 import torch
@@ -15,15 +31,78 @@ import tvm
 from filelock import FileLock
 
 from sparsecomp import geometry, layer, pattern, region, section, work
+from sparsecomp.choice import DENSE
 from sparsecomp.codegen.machine import Machine, cpu_model
+from sparsecomp.codegen.signature import packed_signature
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
 from sparsecomp.section import WorkOp
 
 LOG = logging.getLogger(__name__)
-FORMAT = 1
-DENSITY_STEP = 0.02
-"""Weights of one shape whose densities round to the same step share a measurement."""
+FORMAT = 2
+Kind = Literal["trial", "best", "search"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Everything a measured time depends on, but for the schedule."""
+
+    call: str
+    """Operator, shapes, strides: what PyTorch is asked to do."""
+    kernel: str
+    """The pattern, "PyTorch" for its own operator, or what else was measured."""
+    signature: str
+    """Of the weight under that pattern; see `signature.py`."""
+    threads: int
+    device: str
+    """The processor by its maker's name and LLVM's."""
+    versions: str
+    """Of PyTorch, TVM and the code that makes kernels."""
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the database."""
+
+    kind: Kind
+    key: Key
+    seconds: float
+    schedule: str = ""
+    predicted: float | None = None
+    """Seconds the cost model expected, before the measurement."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Of a trial: its work, by name of feature. Of a search: how far it has come."""
+    date: str = ""
+    """When it was measured, UTC, to the second."""
+
+    def line(self) -> str:
+        content = {"kind": self.kind, **asdict(self.key), "schedule": self.schedule, "seconds": self.seconds}
+        if self.predicted is not None:
+            content["predicted"] = self.predicted
+        if self.details:
+            content["details"] = dict(self.details)
+        return json.dumps(content | {"date": self.date or _now()})
+
+    @staticmethod
+    def parse(line: str) -> Record:
+        """Raises ValueError, KeyError or TypeError for what is no record: a line cut off by a crash, say."""
+        content = json.loads(line)
+        key = Key(**{part.name: content[part.name] for part in fields(Key)})
+        predicted = content.get("predicted")
+        return Record(
+            content["kind"],
+            key,
+            float(content["seconds"]),
+            str(content["schedule"]),
+            None if predicted is None else float(predicted),
+            content.get("details", {}),
+            str(content["date"]),
+        )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @cache
@@ -41,73 +120,85 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SPARSECOMP_CACHE") or platformdirs.user_cache_dir("sparsecomp"))
 
 
-def layer_key(machine: Machine, threads: int, measured: Layer, kernel: str, density: float = 1.0) -> str:
-    """Everything the time of a layer depends on, as text."""
-    return "; ".join((_layer(measured), _kernel(kernel, density), *_surroundings(machine, threads)))
+def layer_key(machine: Machine, threads: int, measured: Layer, kernel: str, signature: str = "") -> Key:
+    """Of one layer run alone."""
+    return Key(call_of(measured), kernel, signature, threads, device_of(machine), versions())
 
 
-def region_key(machine: Machine, threads: int, body: Body) -> str:
-    """Everything the time of a region depends on, as text. Its tensors are numbered as they appear."""
+def region_key(machine: Machine, threads: int, body: Body) -> Key:
+    """Of a region. Its tensors are numbered as they appear."""
     section = body.section
     tensors = {name: number for number, name in enumerate(section.inputs)}
-    fields = ["region"]
+    calls = []
     for op in section.ops:
         if isinstance(op, WorkOp):
             reads = [tensors[name] for name in (*op.sources, *op.tensors)]
             tensors[op.target] = len(tensors)
-            fields.append(f"{_work(op)} epilogue {op.epilogue or 'none'} reads {reads}")
+            calls.append(f"{_work(op)} epilogue {op.epilogue or 'none'} reads {reads}")
             continue
-        packed = body.packed[op.site]
-        density = packed.stored / max(1, op.layer.rows * op.layer.columns)
+        kernel = f"{body.how[op.site]} {packed_signature(body.packed[op.site])}"
         reads = [tensors[name] for name in (op.source, *op.tensors)]
         tensors[op.target] = len(tensors)
-        kernel = _kernel(str(body.how[op.site]), density)
-        fields.append(f"{_layer(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
-    fields.append(f"returns {[tensors[name] for name in section.outputs]}")
-    return "; ".join((*fields, *_surroundings(machine, threads)))
+        calls.append(f"{call_of(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
+    calls.append(f"returns {[tensors[name] for name in section.outputs]}")
+    return Key("; ".join(calls), "region", "", threads, device_of(machine), versions())
 
 
-def work_key(machine: Machine, threads: int, op: WorkOp) -> str:
-    """Everything the time of the work between layers depends on, in PyTorch."""
-    return "; ".join(("in PyTorch", _work(op), *_surroundings(machine, threads)))
+def work_key(machine: Machine, threads: int, op: WorkOp) -> Key:
+    """Of the work between layers, in PyTorch."""
+    return Key(_work(op), DENSE, "", threads, device_of(machine), versions())
 
 
 def _work(op: WorkOp) -> str:
-    return f"{op.work!r} inputs {op.input_shapes}"
+    return f"{op.work!r} inputs {', '.join(map(_shape, op.input_shapes))}"
 
 
-def _layer(layer: Layer) -> str:
+def call_of(layer: Layer) -> str:
+    """What the layer asks for, whatever its name and its weight."""
+    text = f"{layer.op} weight {_shape(layer.weight_shape)} input {_shape(layer.input_shape)}"
+    if layer.op == "linear":
+        return text
     return (
-        f"{layer.op} weight {layer.weight_shape} input {layer.input_shape}; stride {layer.stride} "
-        f"padding {layer.padding} dilation {layer.dilation}; groups {layer.groups}"
+        f"{text} stride {_shape(layer.stride)} padding {_shape(layer.padding)} "
+        f"dilation {_shape(layer.dilation)} groups {layer.groups}"
     )
 
 
-def _kernel(kernel: str, density: float) -> str:
-    return f"{kernel} density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}"
+def _shape(extents: Sequence[int]) -> str:
+    return "x".join(str(extent) for extent in extents)
 
 
-def _surroundings(machine: Machine, threads: int) -> tuple[str, str]:
-    return (
-        f"{cpu_model()}: {machine.cpu} {machine.triple} threads {threads}",
-        f"torch {torch.__version__} tvm {tvm.__version__} generator {generator()}",
-    )
+def device_of(machine: Machine) -> str:
+    """Names the processor that the machine's code runs on."""
+    return f"{machine.device or cpu_model()}: {machine.cpu} {machine.triple}".rstrip()
+
+
+@cache
+def versions() -> str:
+    return f"torch {torch.__version__} tvm {tvm.__version__} generator {generator()}"
 
 
 class Timings:
-    """key -> (seconds, schedule). `put` is kept at once, so an interrupted run loses nothing."""
+    """The records of one file, and those added since; safe for several threads and processes."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._known: dict[str, tuple[float, str]] = {}
-        if path is not None and path.exists():
-            try:
-                lines = path.read_text(errors="replace").splitlines()
-            except OSError as error:
-                self._forgo(error)
-                lines = []
-            for line in lines:
-                self._read(line)
+        self._best: dict[Key, Record] = {}
+        self._searches: dict[Key, Record] = {}
+        self._trials: dict[Key, dict[str, Record]] = {}
+        self._lock = threading.Lock()
+        for line in self._lines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off by a crash
+                self._know(Record.parse(line))
+
+    def _lines(self) -> list[str]:
+        if self.path is None or not self.path.exists():
+            return []
+        try:
+            return self.path.read_text(errors="replace").splitlines()
+        except OSError as error:
+            self._forgo(error)
+            return []
 
     @staticmethod
     def in_memory() -> Timings:
@@ -117,29 +208,65 @@ class Timings:
     def on_disk() -> Timings:
         return Timings(cache_folder() / f"timings-{FORMAT}.jsonl")
 
-    def _read(self, line: str) -> None:
-        try:
-            record = json.loads(line)
-            self._known[record["key"]] = (float(record["seconds"]), str(record["schedule"]))
-        except (ValueError, KeyError, TypeError):
-            pass  # a line cut off by a crash: it will be measured again
+    def _know(self, record: Record) -> None:
+        match record.kind:
+            case "best":
+                self._best[record.key] = record
+            case "search":
+                self._searches[record.key] = record
+            case "trial":
+                self._trials.setdefault(record.key, {})[record.schedule] = record
 
-    def get(self, key: str) -> tuple[float, str] | None:
-        return self._known.get(key)
+    def get(self, key: Key) -> tuple[float, str] | None:
+        """Seconds and schedule of the best."""
+        found = self._best.get(key)
+        return (found.seconds, found.schedule) if found else None
 
-    def put(self, key: str, seconds: float, schedule: str) -> None:
-        self._known[key] = (seconds, schedule)
-        if self.path is None:
-            return
-        line = json.dumps({"key": key, "seconds": seconds, "schedule": schedule})
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self.path}.lock"), self.path.open("a") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            self._forgo(error)
+    def put(self, key: Key, seconds: float, schedule: str) -> None:
+        """This is the best from now on."""
+        self.add([Record("best", key, seconds, schedule)])
+
+    def trials(self, key: Key) -> Mapping[str, Record]:
+        """Schedule -> its trial."""
+        return self._trials.get(key, {})
+
+    def all_trials(self, device: str, threads: int) -> list[Record]:
+        """Those a cost model of the device may learn from."""
+        return [
+            record
+            for key, trials in list(self._trials.items())
+            if (key.device, key.threads, key.versions) == (device, threads, versions())
+            for record in trials.values()
+        ]
+
+    def search(self, key: Key) -> Record | None:
+        return self._searches.get(key)
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Kept on disk before this returns."""
+        with self._lock:
+            for record in records:
+                self._know(record)
+            if self.path is None:
+                return
+            text = "".join(f"{record.line()}\n" for record in records)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(f"{self.path}.lock"), self.path.open("ab+") as file:
+                    file.write((_missing_newline(file) + text).encode())
+            except OSError as error:
+                self._forgo(error)
 
     def _forgo(self, error: OSError) -> None:
         """Go on without the disk: what is measured is forgotten with this object."""
         LOG.warning("measurements are not kept: %s; SPARSECOMP_CACHE names another folder", error)
         self.path = None
+
+
+def _missing_newline(file: BinaryIO) -> str:
+    """Of a last line that a crash cut off: the next record must not be lost with it."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return ""
+    file.seek(size - 1)
+    return "" if file.read(1) == b"\n" else "\n"

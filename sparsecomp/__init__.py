@@ -5,6 +5,7 @@ y = compiled(x)
 print(compiled.report)
 """
 
+from sparsecomp.autotune import autotune
 from sparsecomp.errors import (
     CaptureError,
     InferenceOnlyError,
@@ -17,6 +18,7 @@ from sparsecomp.front import analyze, compile_sparse
 from sparsecomp.module import SparseModule
 from sparsecomp.report import Report
 from sparsecomp.target import Target
+from sparsecomp.tuning import TunedCall, TuningReport
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,9 @@ __all__ = [
     "SparseModule",
     "SparsecompError",
     "Target",
+    "TunedCall",
+    "TuningReport",
     "analyze",
+    "autotune",
     "compile_sparse",
 ]

@@ -20,7 +20,7 @@ from sparsecomp.example import copied_call, run_example, unchanged
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
 from sparsecomp.passes import analysis
-from sparsecomp.pipeline import run
+from sparsecomp.pipeline import Step, run
 from sparsecomp.program import Program
 from sparsecomp.report import Report, layer_reports
 from sparsecomp.target import Target
@@ -61,10 +61,10 @@ def compile_sparse(
     Raises:
         InputError: the model or the inputs cannot be used; the message says why and what to do.
     """
-    args, kwargs = _call(model, example_inputs, example_kwargs)
-    module = _module(model)
+    args, kwargs = example_call(model, example_inputs, example_kwargs)
+    module = model_of(model)
     options = Options(
-        Target.parse(target), _positive(threads), _names(module, skip), _speedup(min_speedup), verbose
+        Target.parse(target), positive(threads), _names(module, skip), _speedup(min_speedup), verbose
     )
     codegen.check_runs_here(options.target)
     if isinstance(dynamic_shapes, str) or not isinstance(dynamic_shapes, Mapping | Sequence | NoneType):
@@ -87,13 +87,22 @@ def analyze(
     Raises:
         InputError: as `compile_sparse`; also without example inputs.
     """
-    args, kwargs = _call(model, example_inputs, example_kwargs)
+    args, kwargs = example_call(model, example_inputs, example_kwargs)
     if args is None:
         raise InputError(
             "analyze needs example inputs: pass example_inputs=(x, ...) or example_kwargs={...}."
         )
-    module = _module(model)
-    names = _names(module, skip)
+    module = model_of(model)
+    program, steps, notes = analysed(module, args, kwargs, _names(module, skip))
+    layers = layer_reports(program, {})
+    return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
+
+
+def analysed(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], skip: tuple[str, ...] = ()
+) -> tuple[Program, list[Step], tuple[str, ...]]:
+    """The program with its layers found, of the graph or, where that cannot be captured, of the layers alone;
+    the passes' steps; and a note if it was so."""
     notes: tuple[str, ...] = ()
     with torch.no_grad(), unchanged(module):
         run_example(module, *copied_call(args, kwargs))
@@ -104,12 +113,11 @@ def analyze(
             recorded = record_inputs(module, *copied_call(args, kwargs))
             graph, inputs = layers_graph(module, recorded), tuple(recorded.values())
             notes = (f"the graph was not captured: {error}",)
-        program, steps = run(analysis(inputs, names), Program(graph))
-    layers = layer_reports(program, {})
-    return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
+        program, steps = run(analysis(inputs, skip), Program(graph))
+    return program, steps, notes
 
 
-def _call(
+def example_call(
     model: object, example_inputs: Sequence[Any] | None, example_kwargs: Mapping[str, Any] | None
 ) -> tuple[tuple[Any, ...] | None, dict[str, Any]]:
     """The example call; args is None where there is none."""
@@ -132,7 +140,7 @@ def _call(
     return tuple(example_inputs or ()), dict(example_kwargs or {})
 
 
-def _module(model: object) -> nn.Module:
+def model_of(model: object) -> nn.Module:
     """What is compiled.
 
     Raises:
@@ -171,7 +179,7 @@ def _check_model(model: object) -> None:
             )
 
 
-def _positive(threads: int | None) -> int | None:
+def positive(threads: int | None) -> int | None:
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads must be a positive number, not {threads!r}.")
     return threads

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,17 +20,19 @@ from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward
+from sparsecomp.layer import Layer
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
 from sparsecomp.profile import Profile, profile_graph
+from sparsecomp.program import attribute
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
+from sparsecomp.trial import on_trial, reason_of
 from sparsecomp.variant import Variant
 
-LOG = logging.getLogger(__name__)
 MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 
@@ -80,7 +80,7 @@ class SparseModule(DropIn):
         Raises:
             InputError: the model cannot be run on the inputs, or a weight holds NaN or infinity.
         """
-        with _on_trial(), self._lock, watching(self._options.verbose) as watch:
+        with on_trial(), self._lock, watching(self._options.verbose) as watch:
             if self._report is not None:
                 return  # another thread was first, or this is the trial of the swapped model
             watch.stage("running the model")
@@ -115,7 +115,7 @@ class SparseModule(DropIn):
                 raise
             except Exception as error:  # noqa: BLE001
                 what = "graph was" if not reasons else "layers were"
-                reasons += (f"the {what} not captured: {_said(error)}",)
+                reasons += (f"the {what} not captured: {reason_of(error)}",)
                 self._compiler = Compiler(self._options)
                 self._variants.clear()
                 self._routes.clear()
@@ -280,7 +280,7 @@ class SparseModule(DropIn):
                 raise
             except Exception as error:  # noqa: BLE001  as when it is compiled first
                 self._uncapturable.add(kind)
-                self._note(f"a call runs layer by layer: {_said(error)}")
+                self._note(f"a call runs layer by layer: {reason_of(error)}")
                 return None
             self._variants.append(variant)
             return variant
@@ -289,7 +289,7 @@ class SparseModule(DropIn):
         streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
         with (
-            _on_trial(),
+            on_trial(),
             self._skeleton.filled(streams.weight) as model,
             unchanged(model),
             watching(self._options.verbose) as watch,
@@ -331,6 +331,16 @@ class SparseModule(DropIn):
 
     def _weight(self, name: str) -> Tensor:
         return self._compiler.streams.weight(name)
+
+    def layer_matrices(self) -> Iterator[tuple[Layer, Tensor]]:
+        """Every layer of the report with its weight as a matrix, unpacked in turn."""
+        for layer in (found.layer for found in self.report.layers):
+            if layer.weight in self._compiler.streams.names:
+                yield layer, layer.matrix(self._weight(layer.weight))
+            elif self._skeleton.holds(layer.weight) or self.graph is None:
+                yield layer, layer.matrix(attribute(self._skeleton.module, layer.weight).detach())
+            else:  # computed from parameters
+                yield layer, layer.matrix(attribute(self.graph, layer.weight).detach())
 
     @property
     def report(self) -> Report:
@@ -379,21 +389,6 @@ class SparseModule(DropIn):
 
     def extra_repr(self) -> str:
         return self.report._headline()
-
-
-@contextmanager
-def _on_trial() -> Iterator[None]:
-    """No gradients, and the user's random numbers go on as if nothing had been compiled."""
-    with COMPILING, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
-
-
-def _said(error: Exception) -> str:
-    """The reason for a note; what nobody foresaw is logged with the place it came from."""
-    if isinstance(error, CaptureError):
-        return str(error)
-    LOG.info("a graph could not be compiled", exc_info=error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _empty(leaves: Sequence[Any]) -> bool:

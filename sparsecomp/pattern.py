@@ -134,11 +134,11 @@ def unpack(packed: PackedRows) -> Tensor:
     return torch.empty_like(matrix).index_copy_(0, packed.order[:rows].long(), matrix)
 
 
-def stored_elements(
+def list_lengths(
     matrix: Tensor, patterns: Sequence[RowBlocks] = PATTERNS, conv_groups: int = 1
-) -> dict[RowBlocks, int]:
-    """How many elements `pack` would store by each pattern, without packing."""
-    stored: dict[RowBlocks, int] = {}
+) -> dict[RowBlocks, Tensor]:
+    """For each pattern, how many columns each block of rows would keep, without packing."""
+    lengths: dict[RowBlocks, Tensor] = {}
     used, merged = matrix != 0, 1
     for pattern in sorted(patterns, key=lambda pattern: (pattern.live_first, pattern.rows)):
         if pattern.live_first and merged:
@@ -147,6 +147,16 @@ def stored_elements(
         if pattern.rows % merged:
             used, merged = matrix != 0, 1
         used, merged = _merged(used, pattern.rows // merged), pattern.rows
-        columns = int(used.any(dim=0).count_nonzero()) * len(used) if pattern.shared else used.count_nonzero()
-        stored[pattern] = int(columns) * pattern.rows
-    return stored
+        if pattern.shared:
+            lengths[pattern] = used.any(dim=0).count_nonzero().repeat(len(used))
+        else:
+            lengths[pattern] = used.count_nonzero(dim=1)
+    return lengths
+
+
+def stored_elements(
+    matrix: Tensor, patterns: Sequence[RowBlocks] = PATTERNS, conv_groups: int = 1
+) -> dict[RowBlocks, int]:
+    """How many elements `pack` would store by each pattern, without packing."""
+    lengths = list_lengths(matrix, patterns, conv_groups)
+    return {pattern: int(found.sum()) * pattern.rows for pattern, found in lengths.items()}

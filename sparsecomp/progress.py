@@ -26,6 +26,16 @@ class Watch:
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=1, item=name)
 
+    def at(self, done: int, name: str) -> None:
+        """So much of the stage is done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, item=name)
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(text, highlight=False)
+
 
 @contextmanager
 def watching(verbose: bool) -> Iterator[Watch]:

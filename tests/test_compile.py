@@ -19,6 +19,7 @@ from benchmarks.workloads import WORKLOADS
 from sparsecomp import SparseModule, codegen, compile_sparse
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen import measure, stopwatch
+from sparsecomp.codegen.call import single
 from sparsecomp.codegen.layout import source_geometry
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.reference import StoredCost
@@ -45,7 +46,7 @@ class AnyKernel(StoredCost):
         group = layer.rows // layer.groups
         fitting = [p for p in PATTERNS if layer.groups == 1 or not (p.shared or group % p.rows)]
         pattern = draw.choice([p for p in fitting if p.rows <= layer.rows])
-        geometry = source_geometry(measure.single(layer))["layer"]
+        geometry = source_geometry(single(layer))["layer"]
         schedule = draw.choice(schedules(layer, geometry, pattern, machine_of(Target())))
         how = RowsKernelChoice(pattern, schedule)
         dense = Candidate(DENSE, 2.0, stored=matrix.numel())
