@@ -57,9 +57,10 @@ def source_view(op: SectionOp | WorkOp) -> View:
 
 def border_of(shape: Sequence[int], images: bool) -> Border:
     """A tensor of this shape, on the example inputs, as PyTorch lays it out."""
-    if images:
-        return Border(shape[1], *shape[2:])
-    return Border(shape[-1])
+    if not images:
+        return Border(shape[-1])
+    height, width = shape[2:] or (0, 0)
+    return Border(shape[1], height, width)
 
 
 def _shapes(op: SectionOp | WorkOp) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -110,7 +111,8 @@ class _GridPlan:
                 self.shared.add_edge(view, View(name))
 
     def _node(self, view: View, shape: Sequence[int]) -> None:
-        self.sizes[view] = shape[1], *(shape[2:] or (1, 1))  # type: ignore[assignment]
+        height, width = shape[2:] or (1, 1)
+        self.sizes[view] = shape[1], height, width
         self.shared.add_node(view)
 
     def values(self) -> dict[View, Value]:
@@ -251,9 +253,10 @@ def _borders(section: Section) -> dict[str, Border]:
         given, made = _shapes(op)
         shapes = op.shapes if isinstance(op, WorkOp) else {op.source: given}
         for name, shape in shapes.items():
-            mask = isinstance(op, WorkOp) and name == op.mask
-            border = border_of(shape, section.images or mask)
-            borders.setdefault(name, replace(border, shared=op.shared_mask) if mask else border)
+            if isinstance(op, WorkOp) and name == op.mask:
+                borders[name] = replace(border_of(shape, images=True), shared=op.shared_mask)
+            else:
+                borders[name] = border_of(shape, section.images)
         for name in (op.target, *op.tensors):
             borders[name] = border_of(made, section.images)
     return borders
