@@ -61,7 +61,7 @@ def same_when_lowered(program: Program, model: nn.Module, *inputs: Tensor, targe
     """Whether the program's regions, lowered, give the model's outputs."""
     streams = codegen.stream_store()
     for name, body in program.regions.items():
-        runner = codegen.lower(body, Target(target), streams, lambda: 1)  # type: ignore[arg-type]
+        runner = codegen.lower(body, Target(target), streams, lambda: 1)
         KEPT.append(runner)
         REGIONS[name] = runner
     return same_outputs(program, model, *inputs)

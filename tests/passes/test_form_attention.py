@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
+from sparsecomp.capture import capture
 from sparsecomp.passes.form_attention import FormAttention
 from sparsecomp.passes.remove_copies import RemoveCopies
 from sparsecomp.primitives import ATTENTION
@@ -91,9 +93,9 @@ def test_values_of_another_size() -> None:
 
 
 FUSED: dict[str, Function] = {
-    "split into equal parts": lambda s, x: attend(*x.split(32, dim=-1)),
+    "split into equal parts": lambda s, x: attend(*torch.split(x, 32, dim=-1)),
     "chunk": lambda s, x: attend(*x.chunk(3, dim=2)),
-    "split into parts": lambda s, x: attend(*x.split([32, 32, 32], dim=2)),
+    "split into parts": lambda s, x: attend(*torch.split(x, [32, 32, 32], dim=2)),
 }
 
 
@@ -112,7 +114,7 @@ def test_slices_are_tensors_of_their_own() -> None:
 @pytest.mark.parametrize("key_heads", [1, 2])
 def test_fewer_heads_of_keys(key_heads: int) -> None:
     def function(s: Any, x: Tensor) -> Tensor:
-        q, k, v = x.split([32, 8 * key_heads, 8 * key_heads], dim=-1)
+        q, k, v = torch.split(x, [32, 8 * key_heads, 8 * key_heads], dim=-1)
         return merge(SDPA(split(q), split(k, key_heads), split(v, key_heads), enable_gqa=True))
 
     program = check(function, torch.randn(2, 7, 32 + 16 * key_heads))
@@ -225,10 +227,6 @@ def test_refuses(what: str) -> None:
 
 def test_refuses_any_number_of_tokens() -> None:
     """Kernels are made for one."""
-    from torch.export import Dim
-
-    from sparsecomp.capture import capture
-
     model, x = Wired(lambda s, x: attend(x, x, x)).eval(), torch.randn(X)
     before = Program(capture(model, (x,), {}, {"inputs": ({0: Dim.AUTO, 1: Dim.AUTO},)}).graph)
     assert FormAttention()(before) is before

@@ -73,7 +73,9 @@ def test_nothing_to_do() -> None:
 # Forms of a bias that are not one constant number a channel -----------------------------------------------
 
 
-def lowered(program: Program, target: Target, name: str, *inputs: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+def lowered(
+    program: Program, target: Target, name: str, *inputs: Tensor
+) -> Callable[..., tuple[Tensor, ...]]:
     """The program with its regions compiled for the target."""
     after, _ = run(rewriting(name, inputs), program)
     streams = codegen.stream_store()
