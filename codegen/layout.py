@@ -58,10 +58,10 @@ def source_view(op: SectionOp | WorkOp) -> View:
 
 def border_of(shape: Sequence[int], images: bool) -> Border:
     """A tensor of this shape, on the example inputs, as PyTorch lays it out."""
-    if images:
-        height, width = shape[2:] or (0, 0)
-        return Border(shape[1], height, width)
-    return Border(shape[-1])
+    if not images:
+        return Border(shape[-1])
+    height, width = shape[2:] or (0, 0)
+    return Border(shape[1], height, width)
 
 
 def _shapes(op: SectionOp | WorkOp) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -112,7 +112,8 @@ class _GridPlan:
                 self.shared.add_edge(view, View(name))
 
     def _node(self, view: View, shape: Sequence[int]) -> None:
-        self.sizes[view] = shape[1], *(shape[2:] or (1, 1))  # type: ignore[assignment]
+        height, width = shape[2:] or (1, 1)
+        self.sizes[view] = shape[1], height, width
         self.shared.add_node(view)
 
     def values(self) -> dict[View, Value]:
@@ -260,7 +261,8 @@ def _borders(section: Section) -> dict[str, Border]:
         for name, shape in shapes.items():
             if isinstance(op, WorkOp) and name == op.mask:
                 borders[name] = replace(border_of(shape, images=True), shared=op.shared_mask)
-            borders.setdefault(name, border_of(shape, section.images))
+            else:
+                borders[name] = border_of(shape, section.images)
         for name in (op.target, *op.tensors):
             borders[name] = border_of(made, section.images)
     return borders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, fx
@@ -30,29 +30,37 @@ def _constant(graph: fx.GraphModule, argument: Any) -> Tensor | None:
     return None
 
 
+def _arguments(node: fx.Node, defaults: Sequence[Any]) -> list[Any]:
+    """Positional arguments; those left out as in `defaults`, which has one for each."""
+    return [*node.args, *defaults[len(node.args) :]]
+
+
 def _norm(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
-    layer = node.target is aten.layer_norm.default
-    x, shape, *rest = node.args
-    weight, *others = [*rest, *[None] * (3 - len(rest))]
-    bias, epsilon = others[:2] if layer else (None, others[0])
+    x: fx.Node
+    bias: Any = None
+    if node.target is aten.layer_norm.default:
+        x, shape, weight, bias, epsilon, *_ = _arguments(node, (None, None, None, None, 1e-5))
+    else:
+        x, shape, weight, epsilon = _arguments(node, (None, None, None, None))
     constants = [(a, _constant(graph, a)) for a in (weight, bias)]
-    if images or len(shape) != 1 or any(a is not None and c is None for a, c in constants):  # type: ignore[arg-type]
+    fixed = len(shape) == 1 and isinstance(shape[0], int)
+    if images or not fixed or any(a is not None and c is None for a, c in constants):
         return None
     if epsilon is None:
-        epsilon = 1e-5 if layer else torch.finfo(torch.float32).eps
+        epsilon = torch.finfo(torch.float32).eps
     vectors = tuple(c for _, c in constants if c is not None)
     if any(vector.dtype != torch.float32 for vector in vectors):
         return None
-    kind = "layer" if layer else "rms"
-    work = Norm(kind, shape[0], float(epsilon), weight is not None, bias is not None)  # type: ignore[index,arg-type]
-    return work, (x,), vectors, "", ()  # type: ignore[return-value]
+    kind: Literal["layer", "rms"] = "layer" if node.target is aten.layer_norm.default else "rms"
+    work = Norm(kind, shape[0], float(epsilon), weight is not None, bias is not None)
+    return work, (x,), vectors, "", ()
 
 
 def _attention(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
-    q, k, v, mask, *rest = node.args
-    work = attention_work(*rest, mask is not None)  # type: ignore[arg-type]
+    q, k, v, mask, heads, sizes, scale, causal, starts = _arguments(node, ())
+    work = attention_work(heads, sizes, scale, causal, starts, mask is not None)
     sources = (q, k, v) if mask is None else (q, k, v, mask)
-    return work, sources, (), "", ()  # type: ignore[return-value]
+    return work, sources, (), "", ()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -61,43 +69,58 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _pool(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
-    largest = node.target is aten.max_pool2d.default
-    x, kernel, *rest = node.args
-    stride, padding, *others = [*rest, *[[]] * (2 - len(rest))]
-    height, width = _pair(kernel)
-    steps = _pair(stride or kernel)
-    around = _pair(padding or 0)
-    dilation, ceil = [*others, 1, False][:2] if largest else (1, [*others, False][0])
-    counted = largest or not any(around) or (len(others) < 2 or others[1] is True)
-    divided = largest or len(others) < 3 or others[2] is None
-    value = x.meta["val"]  # type: ignore[union-attr]
-    fixed = value.dim() == 4 and all(isinstance(extent, int) for extent in value.shape[1:])
-    if (
-        not images
-        or not fixed
-        or not counted
-        or not divided
-        or (any(around) and largest and not _positive(x))
-    ):
+    x: fx.Node
+    dilation, counted, divisor = 1, True, None
+    if node.target is aten.max_pool2d.default:
+        kind: Literal["max", "mean"] = "max"
+        x, kernel, stride, padding, dilation, ceil = _arguments(node, (None, None, [], 0, 1, False))
+    else:
+        kind = "mean"
+        x, kernel, stride, padding, ceil, counted, divisor = _arguments(
+            node, (None, None, [], 0, False, True, None)
+        )
+    around = _pair(padding)
+    if any(around):  # what a kernel finds around an image are zeros
+        zeros = _positive(x) if kind == "max" else counted
+    else:
+        zeros = True
+    if not images or not _fixed_size(x) or not zeros or divisor is not None:
         return None
-    channels = value.shape[1]
-    window = Layer(
+    window = _window(x, _pair(kernel), _pair(stride or kernel), around, _pair(dilation))
+    if ceil and tuple(node.meta["val"].shape[2:]) != window.output_size:
+        return None
+    return Pool(kind, window), (x,), (), "", ()
+
+
+def _window(
+    x: fx.Node,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    around: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Layer:
+    """The depthwise convolution that reads the same pixels."""
+    shape = x.meta["val"].shape
+    return Layer(
         "",
         "conv2d",
         "",
-        (channels, 1, height, width),
-        (1, *value.shape[1:]),
-        stride=steps,
+        (shape[1], 1, *kernel),
+        (1, *shape[1:]),
+        stride=stride,
         padding=(around[0], around[0], around[1], around[1]),
-        dilation=_pair(dilation or 1),
-        groups=channels,
+        dilation=dilation,
+        groups=shape[1],
     )
-    if ceil and tuple(node.meta["val"].shape[2:]) != window.output_size:
-        return None
-    return Pool("max" if largest else "mean", window), (x,), (), "", ()  # type: ignore[return-value]
 
 
-def _positive(x: Any) -> bool:
+def _fixed_size(x: fx.Node) -> bool:
+    """Whether it holds images of a size known when the model is compiled, as a region's layout must be."""
+    shape = x.meta["val"].shape
+    return len(shape) == 4 and all(isinstance(extent, int) for extent in shape[1:])
+
+
+def _positive(x: fx.Node) -> bool:
     """Whether no value is below zero: the zeros around an image then never are the largest."""
     if x.target in PRIMITIVES:
         steps = split_steps(str(x.args[EPILOGUE]))
@@ -106,14 +129,15 @@ def _positive(x: Any) -> bool:
 
 
 def _mean(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
-    x, where, *rest = node.args
-    value = x.meta["val"]  # type: ignore[union-attr]
-    if not images or value.dim() != 4 or node.kwargs:
+    x: fx.Node
+    x, where, keep = _arguments(node, (None, None, node.target is aten.adaptive_avg_pool2d.default))
+    if not images or not _fixed_size(x) or node.kwargs or where is None:
         return None
     if node.target is aten.adaptive_avg_pool2d.default:
-        return (Mean(True), (x,), (), "", ()) if list(where) in ([1, 1], [1]) else None  # type: ignore[arg-type,return-value]
-    over_pixels = sorted(dim % 4 for dim in where) == [2, 3]  # type: ignore[operator,union-attr]
-    return (Mean(bool(rest and rest[0])), (x,), (), "", ()) if over_pixels else None  # type: ignore[return-value]
+        over_pixels = list(where) in ([1, 1], [1])
+    else:
+        over_pixels = sorted(dim % 4 for dim in where) == [2, 3]
+    return (Mean(keep), (x,), (), "", ()) if over_pixels else None
 
 
 def _pointwise(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:

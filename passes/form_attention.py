@@ -58,7 +58,8 @@ def _form(graph: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, fx.Node]) -
     options: dict[str, Any] = bound.kwargs
     if options.get("dropout_p") or not _self_attention(q, k, v, options):
         return False
-    mask, batch, tokens = options.get("attn_mask"), *q.source.meta["val"].shape[:2]
+    mask = options.get("attn_mask")
+    batch, tokens = q.source.meta["val"].shape[:2]
     if mask is not None and not _readable(mask, tokens):
         return False
     scale = options.get("scale")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from sparsecomp.layer import Layer
+from sparsecomp.passes.remove_copies import is_returned
 from sparsecomp.primitives import ROWS_LINEAR
 from sparsecomp.program import Program
 
@@ -47,11 +48,6 @@ def same_shape(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(str(a) == str(b) for a, b in zip(left, right, strict=True))
 
 
-def _shape(node: Any) -> Sequence[Any] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return value.shape if isinstance(value, Tensor) else None
-
-
 def _move_behind(graph: fx.Graph, layer: fx.Node, known: Layer) -> Layer | None:
     """Let the layer read what is reshaped; returns what is then known of it, None where it cannot."""
     reshape = layer.args[0]
@@ -84,18 +80,23 @@ def _example_shape(shape: Sequence[Any], reshaped: tuple[int, ...]) -> tuple[int
 
 def _target(reshape: fx.Node, channels: Any) -> list[Any]:
     """The reshape's shape, for as many channels."""
-    return [*reshape.args[1][:-1], channels]  # type: ignore[index]
+    shape: Any = reshape.args[1]
+    return [*shape[:-1], channels]
 
 
 def _shorten(reshape: fx.Node) -> bool:
-    """Skip the reshapes before this one; drop it where nothing is left to do."""
-    source, changed = reshape.args[0], False
-    while isinstance(source, fx.Node) and source.target in RESHAPES and _keeps_channels(source):
-        source, changed = source.args[0], True
-    before, after = _shape(source), _shape(reshape)
-    if before is None or after is None:
+    """Skip the reshapes before this one; drop it where nothing is left to do.
+
+    One that is returned stays as it is: of the reshapes before it one may have made a copy, without which
+    the caller would get a view of an input.
+    """
+    if is_returned(reshape):
         return False
-    if same_shape(before, after) and not _returned(reshape):
+    source: Any = reshape.args[0]
+    changed = False
+    while source.target in RESHAPES and _keeps_channels(source):
+        source, changed = source.args[0], True
+    if same_shape(source.meta["val"].shape, reshape.meta["val"].shape):
         reshape.replace_all_uses_with(source)
         return True
     if changed:
@@ -104,9 +105,6 @@ def _shorten(reshape: fx.Node) -> bool:
 
 
 def _keeps_channels(reshape: fx.Node) -> bool:
-    before, after = _shape(reshape.args[0]), _shape(reshape)
+    source: Any = reshape.args[0]
+    before, after = source.meta["val"].shape, reshape.meta["val"].shape
     return bool(before and after and str(before[-1]) == str(after[-1]))
-
-
-def _returned(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)

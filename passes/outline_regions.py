@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import networkx as nx
 from torch import Tensor, fx
@@ -82,8 +82,8 @@ def _read(node: fx.Node, works: Mapping[str, FoundWork]) -> list[fx.Node]:
 
 def _section_op(node: fx.Node, layer: Layer) -> SectionOp:
     tensors = tuple(operand.name for operand in operands(node, "tensor"))
-    source = node.args[0].name  # type: ignore[union-attr]
-    return SectionOp(node.name, layer, source, node.name, str(node.args[EPILOGUE]), tensors)
+    source: Any = node.args[0]
+    return SectionOp(node.name, layer, source.name, node.name, str(node.args[EPILOGUE]), tensors)
 
 
 def _vectors(graph: fx.GraphModule, node: fx.Node, works: Mapping[str, FoundWork]) -> tuple[Tensor, ...]:

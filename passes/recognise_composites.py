@@ -114,8 +114,8 @@ def _rms_norm(graph: fx.Graph, found: dict[str, Any]) -> fx.Node | None:
     if not (isinstance(weight, fx.Node) and weight.op == "get_attr" and isinstance(found["epsilon"], float)):
         return None
     shape, channels = x.meta["val"].shape, weight.meta["val"].shape
-    last = list(found["dims"]) in ([-1], [len(shape) - 1])
-    if not last or tuple(channels) != (shape[-1],):
+    last = found["dims"] in ([-1], [len(shape) - 1])
+    if not last or tuple(channels) != (shape[-1],) or not _is_float32(weight):
         return None
     return graph.call_function(aten.rms_norm.default, (x, [channels[0]], weight, found["epsilon"]))
 

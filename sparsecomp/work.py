@@ -72,7 +72,7 @@ class Attention:
             (self.key_heads, self.value_size),
         )
         q, k, v = (
-            x[..., start : start + heads * size].reshape(*x.shape[:2], heads, size).transpose(1, 2)
+            x[..., start : start + heads * size].reshape(*x.shape[:-1], heads, size).transpose(1, 2)
             for x, start, (heads, size) in zip(sources[:3], self.starts, widths, strict=True)
         )
         mask = sources[3][..., : q.shape[2]].transpose(-1, -2) if self.masked else None
