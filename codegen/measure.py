@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -19,12 +20,13 @@ from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
-from sparsecomp.codegen.timings import Timings, layer_key, region_key, work_key
+from sparsecomp.codegen.timings import Timings, layer_key, region_key
+from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
 from sparsecomp.program import Body
 from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
-from sparsecomp.section import WorkOp
+from sparsecomp.speed import alternating_seconds
 from sparsecomp.target import Target
 
 Timed = tuple[float, str]
@@ -141,36 +143,18 @@ class Meter:
         floats = math.prod(layer.output_shape)
         return self._seconds_per_float(layer.op == "linear") * floats
 
-    def elementwise(self, shape: tuple[int, ...]) -> float:
-        """Seconds PyTorch takes for one element-wise operator on a tensor of this shape."""
-        floats = math.prod(shape)
-        key = layer_key(self.machine, self.threads, PROBES[True], "elementwise")
-        found = self.timings.get(key)
-        if found is None:
-            x = torch.randn(1 << 18)
-            found = (seconds_of(lambda: torch.relu(x)) / x.numel(), "")
-            self.timings.put(key, *found)
-        return found[0] * floats
-
-    def work(self, op: WorkOp) -> float:
-        """Seconds PyTorch takes for the work between layers."""
-        key = work_key(self.machine, self.threads, op)
-        found = self.timings.get(key)
-        if found is None:
-            sources = [torch.randn(shape) for shape in op.input_shapes]
-            vectors = [torch.randn(op.output_shape[op.channel]) for _ in range(2)]
-            found = (seconds_of(lambda: op.work.run(sources, vectors, op.channel)), "")
-            self.timings.put(key, *found)
-        return found[0]
-
-    def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:
-        """Seconds of a whole region. Only what was not measured before is prepared, and run."""
+    def region(self, body: Body, prepare: Callable[[], Rivals]) -> RegionTimes:
+        """Of a whole region and its operators in PyTorch, in turn. Only what was not measured before is prepared,
+        and run."""
         key = region_key(self.machine, self.threads, body)
-        found = self.timings.get(key)
-        if found is None:
-            found = (seconds_of(prepare()), "")
-            self.timings.put(key, *found)
-        return found[0]
+        rival = replace(key, kernel=DENSE)
+        known, known_rival = self.timings.get(key), self.timings.get(rival)
+        if known is None or known_rival is None:
+            seconds = alternating_seconds(*prepare())
+            known, known_rival = ((time, "") for time in seconds)
+            self.timings.put(key, *known)
+            self.timings.put(rival, *known_rival)
+        return RegionTimes(known[0], known_rival[0])
 
     def _seconds_per_float(self, tokens: bool) -> float:
         probe = PROBES[tokens]

@@ -12,11 +12,12 @@ from torch import Tensor
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen.layout import source_geometry
 from sparsecomp.codegen.stream import Stream, StreamStore, read_stream
+from sparsecomp.cost import RegionTimes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, stored_elements
 from sparsecomp.program import Body
 from sparsecomp.region import RowsKernelChoice, Schedule
-from sparsecomp.section import SectionOp, WorkOp, run_section
+from sparsecomp.section import SectionOp, run_section
 
 PER_ELEMENT = {1: 2.0, 2: 1.5, 4: 1.1, 8: 1.1}
 """Cost of a stored element by rows per block, where a dense one costs 1: a stand-in for measured time."""
@@ -84,11 +85,5 @@ class StoredCost:
     def conversion(self, layer: Layer) -> float:
         return 0.0
 
-    def elementwise(self, shape: tuple[int, ...]) -> float:
-        return 0.0
-
-    def work(self, op: WorkOp) -> float:
-        return 0.0
-
-    def region(self, body: Body, prepare: object) -> float:
-        return 0.0
+    def region(self, body: Body, prepare: object) -> RegionTimes:
+        return RegionTimes(0.0, 0.0)

@@ -31,7 +31,6 @@ import tvm
 from filelock import FileLock
 
 from sparsecomp import geometry, layer, pattern, region, section, work
-from sparsecomp.choice import DENSE
 from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.codegen.signature import packed_signature
 from sparsecomp.layer import Layer
@@ -142,11 +141,6 @@ def region_key(machine: Machine, threads: int, body: Body) -> Key:
         calls.append(f"{call_of(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
     calls.append(f"returns {[tensors[name] for name in section.outputs]}")
     return Key("; ".join(calls), "region", "", threads, device_of(machine), versions())
-
-
-def work_key(machine: Machine, threads: int, op: WorkOp) -> Key:
-    """Of the work between layers, in PyTorch."""
-    return Key(_work(op), DENSE, "", threads, device_of(machine), versions())
 
 
 def _work(op: WorkOp) -> str:

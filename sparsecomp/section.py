@@ -136,17 +136,15 @@ def run_section(
     values = dict(zip(section.inputs, inputs, strict=True))
     channel = 1 if section.images else -1
     for op in section.ops:
-        own = list(vectors[op.site])
-        kinds = [STEPS[step] for step in split_steps(op.epilogue)]
-        count = kinds.count("vector")
+        own, steps = list(vectors[op.site]), list(split_steps(op.epilogue))
         if isinstance(op, SectionOp):
-            y = op.layer.dense(values[op.source], matrix(op))
+            bias = own.pop(0) if steps[:1] == ["bias"] and steps.pop(0) else None
+            y = op.layer.dense(values[op.source], matrix(op), bias)
         else:
-            y = op.work.run([values[name] for name in op.sources], own[: len(own) - count], channel)
-        rest = {
-            "vector": iter(own[len(own) - count :]),
-            "tensor": iter(values[name] for name in op.tensors),
-        }
-        operands = [next(rest[kind]) for kind in kinds if kind != "none"]
-        values[op.target] = apply(y, op.epilogue, operands, channel=channel)
+            count = len(own) - sum(STEPS[step] == "vector" for step in steps)
+            y = op.work.run([values[name] for name in op.sources], own[:count], channel)
+            own = own[count:]
+        rest = {"vector": iter(own), "tensor": iter(values[name] for name in op.tensors)}
+        operands = [next(rest[STEPS[step]]) for step in steps if STEPS[step] != "none"]
+        values[op.target] = apply(y, " ".join(steps), operands, channel=channel)
     return [values[name] for name in section.outputs]
