@@ -129,7 +129,7 @@ class _Timed(fx.Interpreter):
         if n.target is REGION:
             inputs, name = self.fetch_args_kwargs_from_env(n)[0]
             self.regions[str(name)] = seconds, self.runners[str(name)].call_seconds(inputs)
-        else:
+        elif isinstance(n.target, torch._ops.OpOverload):
             self.operators[f"{operator_name(n)} ({n.name})"] = seconds
         return result
 

@@ -96,9 +96,9 @@ class Border:
     """Whether all items share one: a score mask may be the same for a whole batch."""
 
     def __str__(self) -> str:
-        return (
-            f"N x {self.channels} x {self.height} x {self.width}" if self.height else f"T x {self.channels}"
-        )
+        if not self.height:
+            return f"T x {self.channels}"
+        return f"{'1' if self.shared else 'N'} x {self.channels} x {self.height} x {self.width}"
 
 
 Phases = tuple[tuple[int, int], ...]
