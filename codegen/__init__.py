@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from sparsecomp.cost import Cost
@@ -21,11 +22,12 @@ from sparsecomp.layer import Layer
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
 from sparsecomp.progress import Watch
-from sparsecomp.target import Target
+from sparsecomp.target import Remote, Target
 from sparsecomp.tuning import Budget, TuningReport
 
 if TYPE_CHECKING:
     from sparsecomp.codegen.stream import StreamStore
+    from sparsecomp.codegen.workbench import Bench
 
 
 def stream_store() -> StreamStore:
@@ -64,24 +66,31 @@ def meter(target: Target, threads: int) -> Cost:
 
 def autotune(
     layers: Iterable[tuple[Layer, Tensor]],
-    device: Target,
-    threads: int,
+    device: Target | Remote,
+    threads: int | None,
     budget: Budget,
     watch: Watch,
 ) -> TuningReport:
-    """Search the best kernels of these layers, given with their matrices, and remember them on disk."""
-    from sparsecomp.codegen.measure import Meter
+    """Search the best kernels of these layers, given with their matrices, and remember them on disk.
+
+    Raises:
+        InputError: `device` is a remote one that cannot be reached.
+    """
     from sparsecomp.codegen.timings import Timings, device_of
     from sparsecomp.codegen.tuner import Tuner, searches_of
-    from sparsecomp.codegen.workbench import LocalBench
 
-    timings = Timings.on_disk()
-    bench = LocalBench(Meter(device, threads, Timings.in_memory()))
-    searches = searches_of(layers, timings, bench.machine, threads)
-    found = Tuner(searches, [bench], budget, watch).run()
+    watch.stage("looking for devices")
+    timings, benches = Timings.on_disk(), _benches(device, threads)
+    machine, count = benches[0].machine, benches[0].threads
+    try:
+        searches = searches_of(layers, timings, machine, count)
+        found = Tuner(searches, benches, budget, watch).run()
+    finally:
+        for bench in benches:
+            bench.close()
     return TuningReport(
-        device=device_of(bench.machine),
-        threads=threads,
+        device=device_of(machine),
+        threads=count,
         calls=found.calls,
         trials=found.trials,
         seconds=found.seconds,
@@ -89,6 +98,18 @@ def autotune(
         interrupted=found.interrupted,
         notes=found.notes,
     )
+
+
+def _benches(device: Target | Remote, threads: int | None) -> list[Bench]:
+    if isinstance(device, Remote):
+        from sparsecomp.codegen.remote import connect
+
+        return list(connect(device, threads))
+    from sparsecomp.codegen.measure import Meter
+    from sparsecomp.codegen.timings import Timings
+    from sparsecomp.codegen.workbench import LocalBench
+
+    return [LocalBench(Meter(device, threads or torch.get_num_threads(), Timings.in_memory()))]
 
 
 def check_runs_here(target: Target) -> None:

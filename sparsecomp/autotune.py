@@ -16,7 +16,7 @@ from sparsecomp.front import analysed, example_call, model_of, positive
 from sparsecomp.layer import Layer
 from sparsecomp.module import SparseModule
 from sparsecomp.progress import watching
-from sparsecomp.target import Target
+from sparsecomp.target import Remote, Target
 from sparsecomp.tuning import Budget, TuningReport
 
 
@@ -42,9 +42,12 @@ def autotune(
         model: As for `compile_sparse`, or a module that it returned.
         example_inputs: Positional arguments of its forward; not needed for a compiled module.
         example_kwargs: Keyword arguments of its forward.
-        device: Where kernels run: "cpu" (this machine, the default) or "cpu:NAME".
-        threads: Number of threads; by default `torch.get_num_threads()`. Times hold for that number.
-        seconds: Spent on trials, all calls together. The kernels that every compilation times, and a last race
+        device: Where kernels run: "cpu" (this machine, the default), "cpu:NAME", or, for devices behind TVM's
+            RPC tracker, "rpc://host:port/key": every server of that key works at once, and one that is lost
+            costs no more than the race it was running.
+        threads: Number of threads, for which times hold; by default `torch.get_num_threads()`, or what a remote
+            device says it has.
+        seconds: Spent on trials, all calls and devices together. The kernels that every compilation times, and a last race
             of each call, come on top.
         trials: Kernels to time at most, all calls together, in place of `seconds`. By default 48 a call.
         verbose: Show progress even where standard error is no terminal; every trial is then a line.
@@ -55,7 +58,7 @@ def autotune(
     budget = _budget(seconds, trials)
     target = _device(device)
     layers = _layers(model, example_inputs, example_kwargs)
-    count = positive(threads) or _threads_of(model)
+    count = positive(threads) or _threads_of(model, target)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(verbose) as watch:
         return codegen.autotune(layers, target, count, budget, watch)
 
@@ -72,14 +75,16 @@ def _budget(seconds: object, trials: object) -> Budget:
     return Budget(None if seconds is None else float(seconds), trials)
 
 
-def _device(device: object) -> Target:
+def _device(device: object) -> Target | Remote:
     if device is not None and not isinstance(device, str | Target):
         raise InputError(f"device must be a string such as 'cpu', not {device!r}.")
+    if isinstance(device, str) and device.startswith(Remote.SCHEME):
+        return Remote.parse(device)
     try:
         target = Target.parse(device)
     except InputError as error:
         raise InputError(
-            f"device {device!r} is not known. Use 'cpu' for this machine, or cpu:NAME."
+            f"device {device!r} is not known. Use 'cpu' for this machine, cpu:NAME, or {Remote.FORM}."
         ) from error
     if target.kind == "reference":
         raise InputError("device 'reference' has no kernels to tune. Use 'cpu' for this machine.")
@@ -109,5 +114,8 @@ def _layers(
     return [(layer, program.weight(site)) for site, layer in program.layers.items()]
 
 
-def _threads_of(model: object) -> int:
+def _threads_of(model: object, device: Target | Remote) -> int | None:
+    """None leaves it to the device."""
+    if isinstance(device, Remote):
+        return None
     return model.report.threads if isinstance(model, SparseModule) else torch.get_num_threads()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+from urllib.parse import parse_qsl, urlsplit
 
 from sparsecomp.errors import InputError
 
@@ -37,3 +39,39 @@ class Target:
 
     def __str__(self) -> str:
         return self.kind if self.cpu == "native" else f"{self.kind}:{self.cpu}"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Devices behind TVM's RPC tracker, all of one kind: those that registered under `key`."""
+
+    host: str
+    port: int
+    key: str
+    cpu: str = ""
+    """LLVM's name of their processor; "" asks a server, which only one with TVM's compiler can tell."""
+    triple: str = ""
+    """Their LLVM triple, `aarch64-linux-gnu`; "" asks a server."""
+
+    SCHEME: ClassVar[str] = "rpc://"
+    FORM: ClassVar[str] = "rpc://host:port/key, or rpc://host:port/key?cpu=NAME&triple=TRIPLE"
+
+    @staticmethod
+    def parse(text: str) -> Remote:
+        """Raises InputError for what is not of `FORM`."""
+        try:
+            url = urlsplit(text)
+            options = dict(parse_qsl(url.query, strict_parsing=bool(url.query)))
+            host, port, key = url.hostname, url.port, url.path.strip("/")
+        except ValueError as error:
+            raise InputError(f"device {text!r} cannot be read ({error}). Write {Remote.FORM}.") from error
+        if not host or not port or not key or not set(options) <= {"cpu", "triple"}:
+            raise InputError(f"device {text!r} cannot be read. Write {Remote.FORM}.")
+        return Remote(host, port, key, options.get("cpu", ""), options.get("triple", ""))
+
+    @property
+    def tracker(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.SCHEME}{self.tracker}/{self.key}"
