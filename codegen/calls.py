@@ -23,6 +23,7 @@ from sparsecomp.codegen.cpu.borders import (
 from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
+from sparsecomp.codegen.cpu.norm_rows import NormRowsKernel, norm_rows
 from sparsecomp.codegen.cpu.norms import NormKernel, norm
 from sparsecomp.codegen.cpu.taps import TapsKernel, taps
 from sparsecomp.codegen.machine import Machine
@@ -53,6 +54,7 @@ RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     ExitTokens: exit_tokens,
     CopyPlanes: copy_planes,
     NormKernel: norm,
+    NormRowsKernel: norm_rows,
     AttentionKernel: attention,
     TapsKernel: taps,
     MeanKernel: mean,
@@ -168,6 +170,8 @@ def _apply(call: Apply, region: Region, machine: Machine) -> Any:
     match work:
         case Norm():
             assert not call.epilogue
+            if isinstance(target.geometry, TokenRows):
+                return NormRowsKernel(work.kind, work.channels, work.epsilon, work.weight, work.bias)
             return NormKernel(
                 kind=work.kind,
                 channels=work.channels,
@@ -290,7 +294,9 @@ def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
         case Mean():
             return [*sources, target]
         case Norm():
-            return [*sources, target, frame.mask(call.target), *map(frame.vector, call.vectors)]
+            vectors = list(map(frame.vector, call.vectors))
+            mask = [] if _token_rows(frame.region) else [frame.mask(call.target)]
+            return [*sources, target, *mask, *vectors]
         case Pool() | Pointwise():
             operands = _operands(call.epilogue, call.vectors, call.tensors, frame)
             return [*sources, target, frame.mask(call.target), *operands]
@@ -308,15 +314,17 @@ def _operands(epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...],
     return operands
 
 
-def takes_vectors(call: Call) -> bool:
+def _token_rows(region: Region) -> bool:
+    return isinstance(region.tokens, TokenRows)
+
+
+def takes_vectors(call: Call, region: Region) -> bool:
     """Whether the kernel's last number is the count of column vectors (0 for images)."""
     if isinstance(call, Rows):
         return isinstance(call.schedule, Schedule)
-    return isinstance(call, Apply) and isinstance(call.work, Norm)
+    return isinstance(call, Apply) and isinstance(call.work, Norm) and not _token_rows(region)
 
 
 def takes_tokens(call: Call, region: Region) -> bool:
     """Whether the kernel's last number is the count of tokens."""
-    if isinstance(call, Rows):
-        return isinstance(call.schedule, FewTokens)
-    return isinstance(call, Enter | Exit) and region.tokens is not None
+    return _token_rows(region) or (isinstance(call, Enter | Exit) and region.tokens is not None)

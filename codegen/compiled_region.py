@@ -118,7 +118,7 @@ class _Builder:
         tokens, lanes = self.region.tokens, self.machine.lanes
         if takes_tokens(call, self.region) and tokens is not None:
             last = [tokens_in(tokens, extent, item, tile)]
-        elif takes_vectors(call):
+        elif takes_vectors(call, self.region):
             count = tokens_in(tokens, extent, item, tile) if tokens is not None else T.int32(0)
             last = [T.bind(T.truncdiv(count + (lanes - 1), T.int32(lanes)))]
         T.evaluate(T.Call(kernel, [*arguments(call, frame), part, parts, *last], ret_ty="void"))

@@ -11,6 +11,7 @@ from torch import fx
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.primitives import EPILOGUE, OPERANDS, PRIMITIVES, ROWS_LINEAR
 from sparsecomp.program import FoundWork, Program
+from sparsecomp.work import Norm
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def _group_for(node: fx.Node, groups: _Groups) -> int | None:
     producers = [groups.of[source] for source in sources if source in groups.of]
     siblings = [groups.of[user] for source in sources for user in source.users if user in groups.of]
     for group in dict.fromkeys([*producers, *siblings]):
-        items = _items(node, groups.program)
-        alike = all(_items(member, groups.program) == items for member in groups.members[group])
-        if alike and not _leaves_and_returns(node, group, groups):
+        if _fits(node, groups.members[group], groups.program) and not _leaves_and_returns(
+            node, group, groups
+        ):
             return group
     return None
 
@@ -78,18 +79,27 @@ def _leaves_and_returns(node: fx.Node, group: int, groups: _Groups) -> bool:
     return False
 
 
+def _fits(node: fx.Node, members: list[fx.Node], program: Program) -> bool:
+    """Whether they work on the same items, which lie in the same way."""
+    orders = {_tokens_first(member, program) for member in (node, *members)}
+    items = _items(node, program)
+    return not {True, False} <= orders and all(_items(member, program) == items for member in members)
+
+
 def _items(node: fx.Node, program: Program) -> Hashable:
     """What the region's items are: tokens of these leading extents, or images of this batch."""
     shape = node.meta["val"].shape
     work = program.works.get(node.name)
     tokens = work.op.channel == -1 if work else node.target is ROWS_LINEAR
     leading = tuple(str(extent) for extent in (shape[:-1] if tokens else shape[:1]))
-    return tokens, tokens_first(node, program), leading
+    return tokens, leading
 
 
-def tokens_first(node: fx.Node, program: Program) -> bool:
-    """Whether the node's kernel is the one for few tokens; what is done between layers has no such form."""
-    choice = program.choices.get(node.name)
+def _tokens_first(node: fx.Node, program: Program) -> bool | None:
+    """Whether the node's kernel is one for few tokens; None where there are both."""
+    choice, work = program.choices.get(node.name), program.works.get(node.name)
+    if work is not None:
+        return None if isinstance(work.op.work, Norm) else False
     return choice is not None and choice.how is not None and choice.how.tokens_first
 
 

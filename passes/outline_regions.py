@@ -11,7 +11,7 @@ import networkx as nx
 from torch import Tensor, fx
 
 from sparsecomp.layer import Layer
-from sparsecomp.passes.grow_regions import activations, group_members, operands, tokens_first
+from sparsecomp.passes.grow_regions import activations, group_members, operands
 from sparsecomp.pattern import PackedRows
 from sparsecomp.primitives import EPILOGUE, PACKED, REGION, VALUES
 from sparsecomp.program import Body, FoundWork, Program, attribute, operator_name
@@ -62,7 +62,7 @@ def _body(graph: fx.GraphModule, program: Program, members: list[fx.Node]) -> Bo
         tuple(node.name for node in inputs),
         ops,
         tuple(node.name for node in outputs),
-        tokens_first(layers[0], program),
+        program.choices[layers[0].name].how.tokens_first,  # type: ignore[union-attr]
     )
     return Body(
         section,
