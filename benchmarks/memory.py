@@ -51,7 +51,7 @@ class Usage:
     """Resident bytes at three moments, and of the packed weights."""
 
     libraries: int
-    """Everything is imported, and a small variant of the model was compiled, called and dropped."""
+    """Everything is imported, and a small variant of the model was compiled and dropped: some load late."""
     held: int
     """The model is made and pruned, or compiled as well and the original dropped; it was called once."""
     peak: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -132,6 +133,13 @@ def test_the_rest_is_what_no_kernel_took() -> None:
 def test_a_compiled_call_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "compile_sparse", partial(compile_sparse, min_speedup=0.0))
     options = overhead.parse(["--model", "distilbert", "--small"])
-    profile = overhead.measure(options)
-    assert profile.seconds > 0
-    assert overhead.rest_share(profile) < 1
+    found = overhead.measure(options)
+    assert found.profile.seconds > 0
+    assert overhead.rest_share(found.profile) < 1
+
+
+def test_a_busy_machine_is_noticed() -> None:
+    assert overhead.core_share(lambda: time.sleep(0.01), rounds=3) < 0.5
+    quiet, busy = (overhead.Overhead(Profile(0.01, 1, (), ()), share) for share in (0.99, 0.5))
+    assert (quiet.is_noisy, busy.is_noisy) == (False, True)
+    assert not overhead.Overhead(Profile(0.01, 2, (), ()), 0.5).is_noisy
