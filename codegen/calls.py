@@ -10,22 +10,21 @@ from typing import Any, Literal
 
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows
-from sparsecomp.codegen.cpu.borders import (
-    CopyPlanes,
-    CopyRows,
-    EnterTokens,
-    ExitTokens,
-    copy_planes,
-    copy_rows,
-    enter_tokens,
-    exit_tokens,
-)
 from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
 from sparsecomp.codegen.cpu.norm_rows import NormRowsKernel, norm_rows
 from sparsecomp.codegen.cpu.norms import NormKernel, norm
+from sparsecomp.codegen.cpu.planes import CopyPlanes, copy_planes
 from sparsecomp.codegen.cpu.taps import TapsKernel, taps
+from sparsecomp.codegen.cpu.tokens import (
+    CopyRows,
+    EnterTokens,
+    ExitTokens,
+    copy_rows,
+    enter_tokens,
+    exit_tokens,
+)
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps

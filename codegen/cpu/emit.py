@@ -27,11 +27,11 @@ def splat(value: Expr, lanes: int) -> Expr:
 
 
 def load(buffer: Expr, start: Expr, lanes: int, stride: int = 1) -> Expr:
-    return buffer[T.Ramp(start, T.int64(stride), lanes)]
+    return buffer[T.Ramp(start, T.int64(stride), lanes) if lanes > 1 else start]
 
 
 def store(buffer: Expr, value: Expr, start: Expr, lanes: int) -> None:
-    T.buffer_store(buffer, value, [slice(start, start + lanes)])
+    T.buffer_store(buffer, value, [slice(start, start + lanes) if lanes > 1 else start])
 
 
 def prefetch(buffer: Expr, index: Expr) -> None:
