@@ -107,7 +107,7 @@ def test_a_score_mask_is_that_of_the_item_unless_all_share_it() -> None:
     region = sequences(5)
     assert number(frame(region, 3).input(1)) == 2 * TABLE + 3 * (2 * 5 * 16) * FLOAT
     shared = Region(
-        region.inputs[:1] + (Border(2, 5, 16, shared=True),), region.outputs, region.values, region.calls
+        (region.inputs[0], Border(2, 5, 16, shared=True)), region.outputs, region.values, region.calls
     )
     assert number(frame(shared, 3).input(1)) == 2 * TABLE
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsecomp.codegen.reference import StoredCost
-from sparsecomp.layer import Layer
 from sparsecomp.passes.weigh_regions import pytorch_seconds, slower_regions
 from tests.passes.programs import rewritten, sparse
 
