@@ -84,6 +84,11 @@ def make_bitmap(packed: PackedRows) -> Bitmap:
     return Bitmap(packed.shape, _starts(kept), masks, F.pad(values, (0, BLOCK)), balance(work))
 
 
+def shares_of(rows: int) -> Tensor:
+    """The balance of a dense matrix: equal numbers of units."""
+    return balance(torch.ones(-(-rows // UNIT), dtype=torch.int64))
+
+
 def read_bitmap(bitmap: Bitmap) -> Tensor:
     """The matrix rows x columns, exactly as it was packed."""
     rows, columns = bitmap.shape

@@ -5,7 +5,7 @@ To add a kernel: a file in `codegen/cpu/`, a line in `RULES`, and a case in `spe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
@@ -30,6 +30,7 @@ from sparsecomp.codegen.table import Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import Planes, TokenRows, offsets
 from sparsecomp.region import (
+    AnySchedule,
     Apply,
     Call,
     Depthwise,
@@ -96,7 +97,8 @@ def _masked(value: Value) -> bool:
 def _rows(call: Rows, region: Region, machine: Machine) -> RowsKernel | BitmapRows | TapsKernel:
     target, tensors = region.value[call.target], [region.value[name] for name in call.tensors]
     if isinstance(call.schedule, FewTokens):
-        return BitmapRows(*call.shape, call.epilogue, call.pattern.shared, call.schedule.ahead)
+        few, dense = call.schedule, call.pattern.shared and not call.schedule.in_place
+        return BitmapRows(*call.shape, call.epilogue, dense, few.in_place, few.ahead)
     if isinstance(call.schedule, Depthwise):
         return _reduction("weighted", call.taps, 1.0, call, region, machine)
     return RowsKernel(
@@ -268,16 +270,26 @@ def arguments(call: Call, frame: Frame) -> list[Expr]:
 
 
 def _rows_arguments(call: Rows, frame: Frame) -> list[Expr]:
-    weight, mask = frame.weight(call.weight), frame.mask(call.target)
-    places = [frame.position(call.source), frame.position(call.target)]
+    places = (frame.position(call.source), frame.position(call.target), frame.mask(call.target))
     operands = _operands(call.epilogue, call.vectors, call.tensors, frame)
-    match call.schedule:
+    return order_arguments(call.schedule, frame.weight(call.weight), places, operands)
+
+
+def order_arguments(
+    schedule: AnySchedule,
+    weight: Sequence[Expr],
+    places: tuple[Expr, Expr, Expr],
+    operands: Sequence[Expr] = (),
+) -> list[Expr]:
+    """Of a layer's kernel: the parts of its stream; x, y and the mask; operands of the epilogue."""
+    x, y, mask = places
+    match schedule:
         case FewTokens():
-            return [*weight, *places, *operands]
+            return [*weight, x, y, *operands]
         case Depthwise():
-            return [*places, mask, weight[1], *operands]
-        case _:
-            return [*weight, *places, mask, *operands]
+            return [x, y, mask, weight[1], *operands]
+        case Schedule():
+            return [*weight, x, y, mask, *operands]
 
 
 def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:

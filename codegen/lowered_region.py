@@ -54,6 +54,12 @@ class LoweredRegion:
         table = np.zeros(code.table.arena + 1, dtype=np.int64)
         table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
         self._table = table
+        self._followed = [
+            (code.table.weights + i, part)
+            for i, part in enumerate(parts)
+            if any(stream.in_place and part is stream.data for stream in streams)
+        ]
+        """The model's own tensors, whose data may be moved, and their places in the table."""
 
     def __deepcopy__(self, memo: object) -> LoweredRegion:
         """Nothing in it changes: a copied graph calls the same region."""
@@ -113,6 +119,8 @@ class LoweredRegion:
         threads = min(self.threads(), SHARES)
         table = self._table.copy()
         table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        for place, tensor in self._followed:
+            table[place] = tensor.data_ptr()
         with self.pool.lend(threads) as arena, team_of(threads):
             table[-1] = arena.data_ptr()
             yield table.ctypes.data, extent, threads

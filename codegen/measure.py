@@ -23,7 +23,7 @@ from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key
 from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PATTERNS, RowBlocks, pack
+from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, pack
 from sparsecomp.program import Body
 from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
 from sparsecomp.speed import alternating_seconds
@@ -194,6 +194,10 @@ def refusals(call: Call, machine: Machine) -> dict[RowBlocks, str]:
 
 def _refuses(call: Call, pattern: RowBlocks, machine: Machine) -> str:
     layer = call.layer
+    if layer.held_by and pattern != IN_PLACE:
+        return f"its weight is also read by {layer.held_by}, which needs it dense"
+    if pattern == IN_PLACE and not layer.held_by:
+        return "no other operator needs the weight as it lies"
     if pattern.live_first and call.dead_rows < pattern.rows:
         return f"{call.dead_rows} rows have no weight"
     if only_few_tokens(layer, machine) and not few_tokens(layer, pattern, machine):
@@ -229,8 +233,9 @@ def _as_good_as_dense(
 
 def parse_schedule(text: str) -> AnySchedule:
     """Inverse of `str(schedule)`."""
-    if text.startswith("bitmap P"):
-        return FewTokens(int(text.removeprefix("bitmap P")))
+    for kind, in_place in (("bitmap P", False), ("in place P", True)):
+        if text.startswith(kind):
+            return FewTokens(int(text.removeprefix(kind)), in_place)
     if text == "depthwise":
         return Depthwise()
     fields = {part[0]: int(part[1:]) for part in text.split()}

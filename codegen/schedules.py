@@ -8,8 +8,8 @@ from sparsecomp.codegen.cpu.bitmap_rows import refusal
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import AnySchedule, Depthwise, FewTokens, Schedule
+from sparsecomp.pattern import IN_PLACE, RowBlocks
+from sparsecomp.region import FEW_TOKENS, AnySchedule, Depthwise, FewTokens, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
@@ -23,8 +23,6 @@ SHARES_OF_L1 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 0.0)
 """Of the L1 cache, that X may fill in a pass; 0 for a single pass."""
 
 
-FEW_TOKENS = 16
-"""Up to so many tokens the kernel for few is tried."""
 VERY_FEW_TOKENS = 4
 """Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
 
@@ -32,7 +30,7 @@ VERY_FEW_TOKENS = 4
 def candidates(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
     """All schedules worth timing for the layer."""
     few = few_tokens(layer, pattern, machine)
-    if only_few_tokens(layer, machine):
+    if only_few_tokens(layer, machine) or pattern == IN_PLACE:
         return list(few)
     depthwise = layer.groups == layer.rows > 1 and layer.weight_shape[1] == 1 and pattern == RowBlocks(1)
     return [*[Depthwise()] * depthwise, *schedules(layer, geometry, pattern, machine), *few]
@@ -48,6 +46,8 @@ def few_tokens(layer: Layer, pattern: RowBlocks, machine: Machine) -> list[FewTo
     serves = layer.op == "linear" and layer.output_size[1] <= FEW_TOKENS and not refusal(machine)
     if not serves or not (pattern == RowBlocks(1) or pattern.shared):
         return []
+    if pattern == IN_PLACE:
+        return [FewTokens(ahead, in_place=True) for ahead in (0, 256)]
     return [FewTokens(0)] if pattern.shared else [FewTokens(512), FewTokens(0)]
 
 
@@ -64,8 +64,8 @@ def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine
     """Every schedule worth a trial, `candidates` first: vectors as registers hold them, passes on a grid."""
     found = candidates(layer, geometry, pattern, machine)
     if few_tokens(layer, pattern, machine):
-        found += [FewTokens(ahead) for ahead in FEW_TOKENS_AHEAD]
-    if only_few_tokens(layer, machine):
+        found += [FewTokens(ahead, pattern == IN_PLACE) for ahead in FEW_TOKENS_AHEAD]
+    if only_few_tokens(layer, machine) or pattern == IN_PLACE:
         return list(dict.fromkeys(found))
     distances = (0,) if pattern.shared else DISTANCES
     for vectors in range(1, _widest(geometry, pattern, machine) + 1):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap
+from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap, shares_of
 from sparsecomp.codegen.shares import balance
 from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
@@ -59,7 +59,13 @@ class Stream:
     @property
     def nbytes(self) -> int:
         """Values, offsets and pointers."""
-        return sum(t.numel() * t.element_size() for t in self.parts)
+        own = (part for part in self.parts if part is not self.data or not self.in_place)
+        return sum(part.numel() * part.element_size() for part in own)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `data` is the model's own tensor."""
+        return isinstance(self.schedule, FewTokens) and self.schedule.in_place
 
     @property
     def kept(self) -> int:
@@ -82,6 +88,10 @@ def fits(layer: Layer, geometry: Geometry) -> bool:
 def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: AnySchedule) -> Stream:
     """Raises OverflowError when an offset does not fit 32 bits."""
     if isinstance(schedule, FewTokens):
+        if schedule.in_place:
+            nothing = torch.empty(0, dtype=torch.int32)
+            parts = (nothing, packed.values, shares_of(layer.rows), nothing)
+            return Stream(layer, geometry, packed.pattern, schedule, *parts)
         made = make_bitmap(packed)
         parts = (made.index, made.values, made.balance, made.masks)
         return Stream(layer, geometry, packed.pattern, schedule, *parts)
@@ -142,6 +152,8 @@ def _shared_stream(
 def read_stream(stream: Stream) -> Tensor:
     """The matrix rows x columns, exactly as it was packed."""
     layer, rows = stream.layer, stream.pattern.rows
+    if stream.in_place:
+        return stream.data.detach()
     if isinstance(stream.schedule, FewTokens):
         shape = (layer.rows, layer.columns)
         return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))

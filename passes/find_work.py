@@ -80,9 +80,9 @@ def _pool(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
             node, (None, None, [], 0, False, True, None)
         )
     around = _pair(padding)
-    # What a kernel finds around an image are zeros.
-    zeros = not any(around) or (_positive(x) if kind == "max" else counted)
-    if not images or not _fixed_size(x) or not zeros or divisor is not None:
+    # what a kernel finds around an image are zeros
+    readable = not any(around) or (_positive(x) if kind == "max" else counted)
+    if not images or not _fixed_size(x) or not readable or divisor is not None:
         return None
     window = _window(x, _pair(kernel), _pair(stride or kernel), around, _pair(dilation))
     if ceil and tuple(node.meta["val"].shape[2:]) != window.output_size:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import activation
-from sparsecomp.pattern import PackedRows, RowBlocks, pack
+from sparsecomp.pattern import IN_PLACE, PackedRows, RowBlocks, pack
 from sparsecomp.primitives import ROWS_CONV2D, ROWS_LINEAR
-from sparsecomp.program import Program
+from sparsecomp.program import Program, attribute
 
 aten = torch.ops.aten
 
@@ -48,11 +48,18 @@ class RewriteSparse:
             layer, pattern = program.layers[node.name], chosen[node.name].pattern
             key = (layer.weight, layer.transposed, pattern)
             if key not in self.packed:
-                self.packed[key] = pack(program.weight(node.name), pattern, layer.groups)
+                self.packed[key] = _packed(program, node.name, pattern)
             if key not in registered:
                 registered[key] = _register(graph, node.name, self.packed[key])
             _rewrite(graph.graph, node, layer, registered[key], pattern)
         return program.with_graph(graph)
+
+
+def _packed(program: Program, site: str, pattern: RowBlocks) -> PackedRows:
+    layer = program.layers[site]
+    if pattern == IN_PLACE:  # the very tensor: who moves its data is followed
+        return pack(attribute(program.graph, layer.weight), pattern)
+    return pack(program.weight(site), pattern, layer.groups)
 
 
 def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.Node, ...]:

@@ -27,11 +27,13 @@ class RowBlocks:
 
     def __str__(self) -> str:
         if self.shared:
-            return f"dense rows x{self.rows}"
+            return "dense rows" if self.rows == 1 else f"dense rows x{self.rows}"
         name = "unstructured" if self.rows == 1 else f"blocks {self.rows}x1"
         return name + ", live rows first" * self.live_first
 
 
+IN_PLACE = RowBlocks(1, shared=True)
+"""Dense rows that stay where the model has them: the packed values are the matrix itself."""
 PATTERNS = (
     RowBlocks(1),
     RowBlocks(2),
@@ -41,6 +43,7 @@ PATTERNS = (
     RowBlocks(8, shared=True),
     RowBlocks(4, live_first=True),
     RowBlocks(8, live_first=True),
+    IN_PLACE,
 )
 
 
@@ -101,6 +104,9 @@ def row_order(matrix: Tensor, pattern: RowBlocks, conv_groups: int = 1) -> Tenso
 def pack(matrix: Tensor, pattern: RowBlocks, conv_groups: int = 1) -> PackedRows:
     """matrix: rows x columns, finite. Exact: `unpack(pack(w, p)) == w` for every w and p."""
     shape = (matrix.shape[0], matrix.shape[1])
+    if pattern == IN_PLACE:
+        every = torch.tensor([0, shape[1]], dtype=torch.int32)
+        return PackedRows(pattern, shape, matrix, torch.arange(shape[1]).int(), every, torch.empty(0).int())
     order = row_order(matrix, pattern, conv_groups)
     if pattern.live_first:
         matrix = matrix[order[: shape[0]].long()]
@@ -121,6 +127,8 @@ def pack(matrix: Tensor, pattern: RowBlocks, conv_groups: int = 1) -> PackedRows
 def unpack(packed: PackedRows) -> Tensor:
     """The matrix rows x columns, zeros in place."""
     rows, columns = packed.shape
+    if packed.pattern == IN_PLACE:
+        return packed.values
     dense = packed.values.new_zeros(packed.groups, packed.pattern.rows, columns)
     if packed.pattern.shared:
         dense[:, :, packed.columns.long()] = packed.values.transpose(1, 2)

@@ -34,15 +34,21 @@ class Schedule:
         return f"V{self.vectors} K{self.columns}" + (f" P{self.prefetch}" if self.prefetch else "")
 
 
+FEW_TOKENS = 16
+"""Up to so many tokens the kernel for few is tried."""
+
+
 @dataclass(frozen=True)
 class FewTokens:
     """The kernel for few tokens, which reads the weights as a bitmap and the activations as PyTorch has them."""
 
     ahead: int = 512
     """Floats of the values fetched ahead of use; 0 for none."""
+    in_place: bool = False
+    """Whether it reads a dense weight where the model has it, since another operator needs it there."""
 
     def __str__(self) -> str:
-        return f"bitmap P{self.ahead}"
+        return f"{'in place' if self.in_place else 'bitmap'} P{self.ahead}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def test_it_prints_each_part_with_its_share() -> None:
     ]
 
 
-def function(s: Wired, x: Tensor) -> Tensor:
+def function(s: Any, x: Tensor) -> Tensor:
     y: Tensor = s.b(torch.softmax(s.n(s.a(x)), -1))
     return y
 

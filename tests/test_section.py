@@ -133,7 +133,7 @@ def test_run_section_does_the_work_between_layers() -> None:
     expected = F.layer_norm(x, (8,), gain, shift)
     q, k, v = (
         part.reshape(2, 5, 2, 4).transpose(1, 2)
-        for part in F.linear(expected, weights["qkv"], bias).chunk(3, -1)  # type: ignore[no-untyped-call]
+        for part in F.linear(expected, weights["qkv"], bias).chunk(3, -1)
     )
     mixed = F.scaled_dot_product_attention(q, k, v, scores, scale=0.5).transpose(1, 2).reshape(2, 5, 8)
     torch.testing.assert_close(h, expected)

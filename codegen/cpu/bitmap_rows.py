@@ -67,6 +67,8 @@ class BitmapRows:
     epilogue: str
     dense: bool = False
     """Whether the values are whole blocks, without bits."""
+    in_place: bool = False
+    """Whether the values are the dense matrix itself, row after row."""
     ahead: int = 512
     """Floats of the values fetched ahead of use, in each stream; 0 for none.
 
@@ -144,7 +146,8 @@ class _Chunk:
         self.starts = [T.bind(self.token(t) * self.spec.columns) for t in range(self.size)]
         for s, unit in enumerate(self.units):
             T.buffer_store(self.rows, i64(unit) * UNIT, [s])
-            T.buffer_store(self.positions[s], i64(self.emitter.index[unit]), [0])
+            if not self.spec.in_place:
+                T.buffer_store(self.positions[s], i64(self.emitter.index[unit]), [0])
         with T.serial(T.int32(UNIT // GROUP)) as group:
             self.group(group)
         with T.serial(T.int32(count)) as s, T.serial(T.int32(self.size)) as t:
@@ -161,6 +164,8 @@ class _Chunk:
         for i in range(len(self.units) * GROUP * self.size):
             sums[i] = splat(0.0, BLOCK)
         masks = [T.bind((i64(unit) * (UNIT // GROUP) + i64(group)) * self.blocks) for unit in self.units]
+        if self.spec.in_place:
+            self.lines = [self.row_starts(unit, group) for unit in self.units]
         with T.serial(T.int32(self.whole)) as block:
             self.block(i64(block), masks, sums, BLOCK)
         if self.rest:
@@ -173,10 +178,26 @@ class _Chunk:
     def block(self, block: Expr, masks: Sequence[Expr], sums: Accumulators, columns: int) -> None:
         x = [T.bind(self.load_x(start + block * BLOCK, columns)) for start in self.starts]
         for s, mask in enumerate(masks):
-            for r, weights in enumerate(self.weights(s, mask + block)):
+            found = self.lie(s, block, columns) if self.spec.in_place else self.weights(s, mask + block)
+            for r, weights in enumerate(found):
                 for t in range(self.size):
                     i = (s * self.size + t) * GROUP + r
                     sums[i] = sums[i] + weights * x[t]
+
+    def row_starts(self, unit: Expr, group: Expr) -> list[Expr]:
+        """Of 4 rows of the matrix; past the last row it is repeated."""
+        first, last = T.bind(i64(unit) * UNIT + i64(group) * GROUP), T.int64(self.spec.rows - 1)
+        return [T.bind(T.min(first + r, last) * self.spec.columns) for r in range(GROUP)]
+
+    def lie(self, s: int, block: Expr, columns: int) -> list[Expr]:
+        """A block of 4 rows of the matrix as it lies."""
+        values, found = self.emitter.values, []
+        for start in self.lines[s]:
+            at = T.bind(start + block * BLOCK)
+            if self.spec.ahead:
+                prefetch(values, at + self.spec.ahead)
+            found.append(T.bind(self.load_partly(values, at, columns)))
+        return found
 
     def weights(self, s: int, mask: Expr) -> list[Expr]:
         """A block of 4 rows, and the position moved behind it."""
@@ -197,11 +218,16 @@ class _Chunk:
         return found
 
     def load_x(self, start: Expr, columns: int) -> Expr:
+        return self.load_partly(self.emitter.x, start, columns)
+
+    def load_partly(self, buffer: Expr, start: Expr, columns: int) -> Expr:
+        """The first columns of a block, and zeros: the other lanes of a masked load are undefined."""
         if columns == BLOCK:
-            return load(self.emitter.x, start, BLOCK)
+            return load(buffer, start, BLOCK)
         lanes = T.Ramp(T.int32(0), T.int32(1), BLOCK)
         inside = lanes < T.Broadcast(T.int32(columns), BLOCK)
-        return T.masked_load("float32x16", self.emitter.x, T.Ramp(start, T.int64(1), BLOCK), inside)
+        loaded = T.masked_load("float32x16", buffer, T.Ramp(start, T.int64(1), BLOCK), inside)
+        return T.Select(inside, loaded, splat(0.0, BLOCK))
 
     # Epilogue ------------------------------------------------------------------------------------------
 

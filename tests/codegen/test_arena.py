@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecomp.codegen.arena import SLACK, ArenaPool, plan_arena, value_size
-from sparsecomp.geometry import LINE, Planes, Tokens
+from sparsecomp.geometry import LINE, Geometry, Planes, Tokens
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Apply, Border, Call, Enter, Exit, Region, Rows, Schedule, Split, Value
 from sparsecomp.work import Attention, Norm, Pointwise
@@ -27,8 +27,10 @@ def regions(draw: st.DrawFn) -> Region:
     Values are images, some with zeros around them, or sequences of one tile or several.
     """
     values, calls = list[tuple[str, Value]](), list[Call]()
-    geometries = st.sampled_from(
-        draw(st.sampled_from([[NARROW, WIDE], [Tokens(length=5)], [Tokens(length=300)]]))
+    geometries: st.SearchStrategy[Geometry] = draw(
+        st.sampled_from(
+            [st.sampled_from([NARROW, WIDE]), st.just(Tokens(length=5)), st.just(Tokens(length=300))]
+        )
     )
 
     def written(kind: str) -> str:

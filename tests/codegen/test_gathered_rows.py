@@ -181,7 +181,7 @@ def lowered(
         for op, choice in zip(section.layers, how, strict=True)
     ]
     region = lay_out(section, how, [stream.kept for stream in streams])
-    operands = [vector for op in section.ops for vector in vectors[op.site]]
+    operands = [vector for op in section.layers for vector in vectors[op.site]]
     return LoweredRegion(compile_region(region, MACHINE), streams, operands, threads)
 
 

@@ -91,3 +91,8 @@ class Wired(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(self, *inputs)
+
+
+def let(function: Callable[..., Any], *values: Any) -> Any:
+    """function(*values): names for what one expression reads more than once."""
+    return function(*values)

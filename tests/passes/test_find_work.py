@@ -17,7 +17,7 @@ from sparsecomp.passes import analysis, choosing, rewriting
 from sparsecomp.pipeline import run
 from sparsecomp.program import Program
 from sparsecomp.work import Norm, Pool
-from tests.passes.programs import Wired, captured, rewritten, same_when_lowered, sparse
+from tests.passes.programs import Wired, captured, let, rewritten, same_when_lowered, sparse
 
 Function = Callable[..., Any]
 IMAGE, TOKENS = (2, 4, 9, 11), (2, 5, 16)
@@ -115,7 +115,7 @@ def test_an_element_wise_operator_reads_what_is_outside() -> None:
 
 
 NOT_POINTWISE: dict[str, Function] = {
-    "a tensor and itself": lambda s, y: (lambda z: z + z)(s.n(y)),
+    "a tensor and itself": lambda s, y: let(lambda z: z + z, s.n(y)),
     "a scaled sum": lambda s, y: torch.add(s.n(y), y, alpha=2),
     "a number": lambda s, y: s.n(y) * 3,
     "a vector": lambda s, y: s.n(y) * s.w,
@@ -219,7 +219,8 @@ def test_a_sum_of_tokens_and_images_of_one_shape() -> None:
 
     def function(s: Any, x: Tensor) -> Tensor:
         y, z = s.c(x), s.l(x)
-        return s.c(F.relu(y * z) + y + z)
+        total: Tensor = s.c(F.relu(y * z) + y + z)
+        return total
 
     model = sparse(Wired(function, c=nn.Conv2d(4, 4, 1), l=nn.Linear(11, 11)))
     program = rewritten(model, torch.randn(IMAGE))

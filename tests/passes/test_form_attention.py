@@ -16,7 +16,7 @@ from sparsecomp.passes.form_attention import FormAttention
 from sparsecomp.passes.remove_copies import RemoveCopies
 from sparsecomp.primitives import ATTENTION
 from sparsecomp.program import Program
-from tests.passes.programs import Wired, captured, operators, same_outputs
+from tests.passes.programs import Wired, captured, let, operators, same_outputs
 
 SDPA = F.scaled_dot_product_attention
 FORMED = "sparsecomp.attention"
@@ -195,8 +195,8 @@ def test_a_shared_mask_is_made_once() -> None:
 REFUSED: dict[str, Function] = {
     "fewer keys than queries": lambda s, x: attend(x, x[:, :5], x[:, :5]),
     "more keys than queries": lambda s, x: attend(x[:, :5], x, x),
-    "heads that are read twice": lambda s, x: (lambda y: merge(y) + y.sum())(
-        SDPA(split(x), split(x), split(x))
+    "heads that are read twice": lambda s, x: let(
+        lambda y: merge(y) + y.sum(), SDPA(split(x), split(x), split(x))
     ),
     "heads that are not split": lambda s, x: SDPA(x, x, x),
     "heads that are not merged": lambda s, x: SDPA(split(x), split(x), split(x)),

@@ -20,7 +20,7 @@ from sparsecomp.passes.keep_token_shape import KeepTokenShape
 from sparsecomp.passes.rewrite_sparse import RewriteSparse
 from sparsecomp.pipeline import run
 from sparsecomp.program import Program
-from tests.passes.programs import Wired, chosen, rewritten, same_when_lowered, sparse
+from tests.passes.programs import Wired, chosen, let, rewritten, same_when_lowered, sparse
 
 Function = Callable[..., Any]
 
@@ -54,19 +54,19 @@ def softmax(x: Tensor) -> Tensor:
 GROUPS: dict[str, tuple[Function, list[int]]] = {
     "a chain": (lambda s, x: s.b(s.n(s.a(x))), [3]),
     "siblings": (lambda s, x: (s.a(x), s.b(x)), [2]),
-    "a norm before siblings": (lambda s, x: (lambda y: s.a(y) - s.b(y))(s.n(x)), [3]),
+    "a norm before siblings": (lambda s, x: let(lambda y: s.a(y) - s.b(y), s.n(x)), [3]),
     "work alone is no region": (lambda s, x: s.a(softmax(s.m(s.n(x)))), [1]),
     "work at both ends": (lambda s, x: s.m(s.a(s.n(x))), [3]),
-    "a residual around it": (lambda s, x: (lambda y: s.n(s.b(s.a(y)) + y))(s.c(x)), [4]),
-    "what leaves and returns": (lambda s, x: (lambda y: s.n(s.b(softmax(y)) + y))(s.a(x)), [1, 2]),
+    "a residual around it": (lambda s, x: let(lambda y: s.n(s.b(s.a(y)) + y), s.c(x)), [4]),
+    "what leaves and returns": (lambda s, x: let(lambda y: s.n(s.b(softmax(y)) + y), s.a(x)), [1, 2]),
     "another batch": (lambda s, x: (s.a(x), s.b(x[:1])), [1, 1]),
     "other tokens": (lambda s, x: s.b(s.a(x).transpose(0, 1)), [1, 1]),
     "two softmaxes in a circle": (
-        lambda s, x: (lambda p, q: (s.c(softmax(p)) + q, s.d(softmax(q)) + p))(s.a(x), s.b(x)),
+        lambda s, x: let(lambda p, q: (s.c(softmax(p)) + q, s.d(softmax(q)) + p), s.a(x), s.b(x)),
         [2, 1, 1],
     ),
     "a circle of two inputs": (
-        lambda s, x: (lambda p, q: s.n(softmax(q) + p) + s.m(softmax(p) + q))(s.a(x), s.b(x * 2)),
+        lambda s, x: let(lambda p, q: s.n(softmax(q) + p) + s.m(softmax(p) + q), s.a(x), s.b(x * 2)),
         [3, 1],
     ),
 }

@@ -66,8 +66,8 @@ def test_nothing_to_do() -> None:
 
 def block(s: Any, x: Tensor, mask: Tensor) -> Tensor:
     """A transformer's, norms first."""
-    heads = [layer(s.before(x)).view(2, 5, 4, 4).transpose(1, 2) for layer in (s.q, s.k, s.v)]
-    mixed = F.scaled_dot_product_attention(*heads, mask).transpose(1, 2).reshape(x.shape)
+    q, k, v = (layer(s.before(x)).view(2, 5, 4, 4).transpose(1, 2) for layer in (s.q, s.k, s.v))
+    mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(x.shape)
     x = x + s.out(mixed)
     y: Tensor = x + s.down(F.gelu(s.up(s.after(x))))
     return y
@@ -133,7 +133,8 @@ def test_a_call_gives_a_tensor_for_each_output() -> None:
 def test_images_and_what_is_made_of_them_are_one_region() -> None:
     def function(s: Any, x: Tensor) -> Tensor:
         y = F.max_pool2d(F.relu(s.a(x)), 3, 2, 1)
-        return s.b(y).mean((2, 3))
+        z: Tensor = s.b(y).mean((2, 3))
+        return z
 
     model = sparse(Wired(function, a=nn.Conv2d(4, 8, 3), b=nn.Conv2d(8, 8, 3)))
     x = torch.randn(2, 4, 12, 12)
