@@ -58,9 +58,8 @@ class Stream:
 
     @property
     def nbytes(self) -> int:
-        """Values, offsets and pointers."""
-        own = (part for part in self.parts if part is not self.data or not self.in_place)
-        return sum(part.numel() * part.element_size() for part in own)
+        """Values, offsets and pointers; also of values that lie with the model."""
+        return sum(part.numel() * part.element_size() for part in self.parts)
 
     @property
     def in_place(self) -> bool:
