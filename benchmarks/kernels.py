@@ -26,10 +26,11 @@ from benchmarks.machine import Machine
 from benchmarks.row import now
 from benchmarks.store import RESULTS, write_json
 from benchmarks.table import wide_console
+from sparsecomp.codegen.call import Call
 from sparsecomp.codegen.measure import Meter
 from sparsecomp.codegen.stopwatch import seconds_in_turn
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PATTERNS, RowBlocks, stored_elements
+from sparsecomp.pattern import PATTERNS, RowBlocks
 from sparsecomp.target import Target
 
 REQUIRED = 0.9
@@ -116,7 +117,7 @@ def best_generated(layer: Layer, matrix: Tensor, rows_per_block: int) -> tuple[s
     `rows_per_block` 1, 2, 4 or 8 keeps a list of columns per block; 0 runs the weight as dense.
     """
     patterns = [p for p in PATTERNS if (p.shared if rows_per_block == 0 else p == RowBlocks(rows_per_block))]
-    timed = Meter(Target(), threads=1).timed(layer, matrix, stored_elements(matrix, patterns))
+    timed = Meter(Target(), threads=1).timed(Call.of(layer, matrix), patterns)
     pattern = min(patterns, key=lambda pattern: timed[pattern])
     seconds, schedule = timed[pattern]
     return f"{pattern} [{schedule}]", seconds

@@ -15,7 +15,7 @@ from sparsecomp.codegen.signature import signature
 from sparsecomp.codegen.timings import Key, Record, layer_key
 from sparsecomp.geometry import Geometry, TokenRows
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PATTERNS, RowBlocks, list_lengths
+from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, list_lengths
 from sparsecomp.region import AnySchedule, FewTokens, RowsKernelChoice
 from sparsecomp.section import Section, SectionOp
 
@@ -32,7 +32,7 @@ class Call:
     @staticmethod
     def of(layer: Layer, matrix: Tensor) -> Call:
         geometry = source_geometry(single(layer))["layer"]
-        return Call(layer, matrix, geometry, list_lengths(matrix, PATTERNS, layer.groups))
+        return Call(layer, matrix, geometry, list_lengths(matrix, patterns_of(layer), layer.groups))
 
     @property
     def stored(self) -> dict[RowBlocks, int]:
@@ -42,7 +42,11 @@ class Call:
     @property
     def dead_rows(self) -> int:
         """Rows without any weight."""
-        return int((self.lengths[RowBlocks(1)] == 0).sum())
+        return int((~(self.matrix != 0).any(dim=1)).sum())
+
+    @property
+    def nonzeros(self) -> int:
+        return int((self.matrix != 0).sum())
 
     def signature(self, pattern: RowBlocks) -> str:
         return signature(self.lengths[pattern], pattern, (self.layer.rows, self.layer.columns))
@@ -67,6 +71,11 @@ class Call:
         """The record of a measurement."""
         key = self.key(machine, threads, how.pattern)
         return Record("trial", key, seconds, str(how.schedule), predicted, self.work(how, machine))
+
+
+def patterns_of(layer: Layer) -> tuple[RowBlocks, ...]:
+    """All that are considered for the layer."""
+    return (IN_PLACE,) if layer.held_by else PATTERNS
 
 
 def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Section:

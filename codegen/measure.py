@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,7 @@ from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key
 from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, pack
+from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.program import Body
 from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
 from sparsecomp.speed import alternating_seconds
@@ -66,19 +66,16 @@ class Meter:
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         call = Call.of(layer, matrix)
         stored, refused = call.stored, refusals(call, self.machine)
-        timed = self.timed(layer, matrix, {p: stored[p] for p in PATTERNS if not refused[p]})
+        timed = self.timed(call, [pattern for pattern in stored if not refused[pattern]])
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
-            *(_candidate(pattern, refused[pattern], stored, timed) for pattern in PATTERNS),
+            *(_candidate(pattern, refused[pattern], stored, timed) for pattern in stored),
         )
 
-    def timed(
-        self, layer: Layer, matrix: Tensor, stored: Mapping[RowBlocks, int]
-    ) -> dict[RowBlocks | None, Timed]:
-        """Seconds and best schedule of each pattern, of which so many elements are stored; under None, seconds
-        of PyTorch's own operator. If any was not measured before, all are measured in turn."""
-        call = Call.of(layer, matrix)
-        keys = {pattern: call.key(self.machine, self.threads, pattern) for pattern in (None, *stored)}
+    def timed(self, call: Call, patterns: Sequence[RowBlocks]) -> dict[RowBlocks | None, Timed]:
+        """Seconds and best schedule of each pattern; under None, seconds of PyTorch's own operator. If any was
+        not measured before, all are measured in turn."""
+        keys = {pattern: call.key(self.machine, self.threads, pattern) for pattern in (None, *patterns)}
         found = {pattern: self.timings.get(key) for pattern, key in keys.items()}
         if None in found.values():
             for name, result in self._race(call, found).items():
@@ -182,22 +179,18 @@ def refusals(call: Call, machine: Machine) -> dict[RowBlocks, str]:
     """Why each pattern is not worth timing; "" where it is."""
     stored = call.stored
     cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
-    refused = {pattern: _refuses(call, pattern, machine) for pattern in PATTERNS}
-    least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
-    for pattern in PATTERNS:
+    refused = {pattern: _refuses(call, pattern, machine) for pattern in stored}
+    least = min((cost[pattern] for pattern in stored if not refused[pattern]), default=0.0)
+    for pattern in stored:
         refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
         if not refused[pattern] and cost[pattern] > HOPELESS * least:
-            times = stored[pattern] / max(1, stored[RowBlocks(1)])
+            times = stored[pattern] / max(1, call.nonzeros)
             refused[pattern] = f"would multiply {times:.1f} times as many elements as are not zero"
     return refused
 
 
 def _refuses(call: Call, pattern: RowBlocks, machine: Machine) -> str:
     layer = call.layer
-    if layer.held_by and pattern != IN_PLACE:
-        return f"its weight is also read by {layer.held_by}, which needs it dense"
-    if pattern == IN_PLACE and not layer.held_by:
-        return "no other operator needs the weight as it lies"
     if pattern.live_first and call.dead_rows < pattern.rows:
         return f"{call.dead_rows} rows have no weight"
     if only_few_tokens(layer, machine) and not few_tokens(layer, pattern, machine):
@@ -225,7 +218,7 @@ def _as_good_as_dense(
     pattern: RowBlocks, stored: Mapping[RowBlocks, int], refused: Mapping[RowBlocks, str]
 ) -> str:
     """Why lists of columns are not worth timing where they hold nearly every column."""
-    dense = [stored[other] for other in PATTERNS if other.shared and not refused[other]]
+    dense = [stored[other] for other in stored if other.shared and not refused[other]]
     if pattern.shared or not dense or stored[pattern] <= NEARLY_ALL * max(dense):
         return ""
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"

@@ -25,7 +25,7 @@ from sparsecomp.codegen.schedules import candidates, space
 from sparsecomp.codegen.stopwatch import FAR_BEHIND
 from sparsecomp.codegen.timings import Key, Record, Timings, call_of, device_of, versions
 from sparsecomp.codegen.workbench import Bench
-from sparsecomp.pattern import PATTERNS, RowBlocks
+from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import RowsKernelChoice
 from sparsecomp.tuning import TunedCall
 
@@ -276,7 +276,7 @@ class Search:
 def patterns_of(call: Call, machine: Machine) -> tuple[RowBlocks, ...]:
     """Those that compilations time."""
     refused = refusals(call, machine)
-    return tuple(pattern for pattern in PATTERNS if not refused[pattern])
+    return tuple(pattern for pattern in call.stored if not refused[pattern])
 
 
 def search_key(call: Call, machine: Machine, threads: int) -> Key:

@@ -43,8 +43,8 @@ PATTERNS = (
     RowBlocks(8, shared=True),
     RowBlocks(4, live_first=True),
     RowBlocks(8, live_first=True),
-    IN_PLACE,
 )
+"""How a weight may be packed."""
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,13 @@ def list_lengths(
         if pattern.rows % merged:
             used, merged = matrix != 0, 1
         used, merged = _merged(used, pattern.rows // merged), pattern.rows
-        if pattern.shared:
+        if pattern == IN_PLACE:
+            lengths[pattern] = torch.full((len(used),), matrix.shape[1])
+        elif pattern.shared:
             lengths[pattern] = used.any(dim=0).count_nonzero().repeat(len(used))
         else:
             lengths[pattern] = used.count_nonzero(dim=1)
-    return lengths
+    return {pattern: lengths[pattern] for pattern in patterns}
 
 
 def stored_elements(

@@ -67,8 +67,8 @@ def frame(region: Region, item: int, tile: int | None = None) -> Frame:
 
 def test_the_parts_of_a_table_follow_one_another() -> None:
     table = Table.of(sequences(5))
-    assert (table.outputs, table.weights, table.vectors) == (2, 4, 7)
-    assert (table.mask_start, table.arena) == (10, 10)
+    assert (table.outputs, table.weights, table.vectors) == (2, 4, 8)
+    assert (table.mask_start, table.arena) == (11, 11)
 
 
 def test_grids_with_zero_padding_have_a_mask() -> None:
@@ -82,8 +82,8 @@ def test_grids_with_zero_padding_have_a_mask() -> None:
 
 def test_weights_and_vectors_are_numbered() -> None:
     at = frame(sequences(5), 0)
-    assert [number(address) for address in at.weight(0)] == [TABLE * i for i in (5, 6, 7)]
-    assert number(at.vector(2)) == TABLE * 10
+    assert [number(address) for address in at.weight(0)] == [TABLE * i for i in (5, 6, 7, 8)]
+    assert number(at.vector(2)) == TABLE * 11
 
 
 def test_images_lie_one_after_the_other() -> None:
