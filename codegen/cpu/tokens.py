@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.cpu.emit import Expr, i64, kernel, load, share, store
+from sparsecomp.codegen.cpu.runs import fitting, transposed
 from sparsecomp.codegen.machine import Machine
 
 IN_OUT = [("x", "float32"), ("y", "float32")]
@@ -22,25 +25,16 @@ class EnterTokens:
 
 
 def enter_tokens(name: str, spec: EnterTokens, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y; which part of how many, number of tokens. Parts share the channels."""
-    lanes = machine.lanes
+    """Arguments x, y; which part of how many, number of tokens. Parts share squares of channels."""
+    lanes, size = machine.lanes, fitting(spec.channels, machine.lanes)
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
-        low, high = share(spec.channels, part, parts)
-        whole = T.bind(T.truncdiv(tokens, T.int32(lanes)))
-        padded = T.bind(T.truncdiv(tokens + (lanes - 1), T.int32(lanes)) * lanes)
-        with T.serial(whole) as vector:
-            first = T.bind(i64(vector) * lanes)
-            with T.serial(high - low) as relative:
-                channel = T.bind(i64(low + relative))
-                row = load(x, first * spec.channels + channel, lanes, stride=spec.channels)
-                store(y, row, channel * spec.tile + first, lanes)
-        with T.serial(padded - whole * lanes) as rest:
-            token = T.bind(whole * lanes + rest)
-            source = T.bind(i64(T.min(token, tokens - 1)) * spec.channels)
-            with T.serial(high - low) as relative:
-                channel = T.bind(i64(low + relative))
-                T.buffer_store(y, x[source + channel], [channel * spec.tile + i64(token)])
+        padded = T.truncdiv(tokens + (lanes - 1), T.int32(lanes)) * (lanes // size)
+        with _squares(spec.channels, size, padded, part, parts) as (first, channel):
+            token = [T.bind(i64(T.min(first + i, tokens - 1)) * spec.channels) for i in range(size)]
+            rows = [T.bind(load(x, start + channel, size)) for start in token]
+            for i, column in enumerate(transposed(rows)):
+                store(y, column, (channel + i) * spec.tile + i64(first), size)
 
     return kernel(name, IN_OUT, ["part", "parts", "tokens"], body)
 
@@ -54,24 +48,34 @@ class ExitTokens:
 
 
 def exit_tokens(name: str, spec: ExitTokens, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y; which part of how many, number of tokens. Parts share the blocks of `lanes` channels."""
-    lanes, whole = machine.lanes, spec.channels // machine.lanes
+    """Arguments x, y; which part of how many, number of tokens. Parts share squares of channels."""
+    size = fitting(spec.channels, machine.lanes)
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
-        low, high = share(-(-spec.channels // lanes), part, parts)
-        stop = T.bind(T.min(high, T.int32(whole)))
-        with T.serial(T.max(stop - low, 0)) as relative:
-            channel = T.bind(i64(low + relative) * lanes)
-            with T.serial(tokens) as token:
-                column = load(x, channel * spec.tile + i64(token), lanes, stride=spec.tile)
-                store(y, column, i64(token) * spec.channels + channel, lanes)
-        with T.If(high > whole), T.Then(), T.serial(T.int32(spec.channels - whole * lanes)) as rest:
-            channel = T.bind(i64(rest) + whole * lanes)
-            with T.serial(tokens) as token:
-                value = x[channel * spec.tile + i64(token)]
-                T.buffer_store(y, value, [i64(token) * spec.channels + channel])
+        numbers = T.truncdiv(tokens + (size - 1), T.int32(size))
+        with _squares(spec.channels, size, numbers, part, parts) as (first, channel):
+            columns = [T.bind(load(x, (channel + i) * spec.tile + i64(first), size)) for i in range(size)]
+            # Backwards, so that what lies past the last token is stored in its place and then replaced by it.
+            for i, row in reversed(list(enumerate(transposed(columns)))):
+                token = T.bind(i64(T.min(first + i, tokens - 1)))
+                store(y, row, token * spec.channels + channel, size)
 
     return kernel(name, IN_OUT, ["part", "parts", "tokens"], body)
+
+
+@contextmanager
+def _squares(channels: int, size: int, numbers: Expr, part: Expr, parts: Expr) -> Iterator[tuple[Expr, Expr]]:
+    """The first token and the first channel of each square of a part; `numbers` squares in a row hold the tokens.
+
+    The last channels are in a square that overlaps the one before it rather than reach beyond them: where the
+    two are in different parts, both leave the same numbers there. Channels are the inner loop because tokens
+    are often a multiple of a page apart: one square after the other then goes on in the same few pages.
+    """
+    low, high = share(-(-channels // size), part, parts)
+    with T.serial(T.bind(numbers)) as number:
+        first = T.bind(number * size)
+        with T.serial(high - low) as relative:
+            yield first, T.bind(i64(T.min((low + relative) * size, T.int32(channels - size))))
 
 
 @dataclass(frozen=True)

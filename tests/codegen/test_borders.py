@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsecomp.codegen.cpu.planes import CopyPlanes, copy_planes
+from sparsecomp.codegen.cpu.tokens import EnterTokens, ExitTokens, enter_tokens, exit_tokens
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.geometry import FLOAT, Taps
+from sparsecomp.geometry import FLOAT, TILE, Taps
 from sparsecomp.layer import Layer
 from sparsecomp.region import WHOLE, Phases
 from tests.codegen.kernels import MACHINES, Output, compiled, in_parts, surrounded
@@ -198,3 +199,53 @@ def test_images_read_inside_only(case: Images) -> None:
             y = target.filled(number)
             in_parts(run, [source.filled(number), y], 1)
             assert bool((y == meaning(x, case).flatten()).all())
+
+
+# Tokens -------------------------------------------------------------------------------------------------
+
+TOKENS = st.tuples(
+    st.one_of(st.sampled_from([1, 2, 3, 16, 40, 64]), st.integers(1, 70)),
+    st.one_of(st.sampled_from([1, 15, 16, 17, TILE]), st.integers(1, TILE)),
+)
+
+
+@examples(40)
+@given(TOKENS, st.integers(1, 5), st.sampled_from([0, 0, 1, 2]))
+def test_tokens_enter(size: tuple[int, int], parts: int, machine: int) -> None:
+    (channels, tokens), on = size, MACHINES[machine]
+    x, y = torch.randn(tokens, channels), Output(channels, TILE)
+    run = compiled(enter_tokens, EnterTokens(channels, TILE), on)
+    in_parts(run, [surrounded(x), y.tensor], parts, tokens)
+    y.check()
+    padded = -(-tokens // on.lanes) * on.lanes
+    expected = torch.cat([x, x[-1:].expand(padded - tokens, channels)]).T
+    torch.testing.assert_close(y.tensor[:, :padded], expected, rtol=0, atol=0)
+    assert bool(y.tensor[:, padded:].isnan().all())
+
+
+@examples(40)
+@given(TOKENS, st.integers(1, 5), st.sampled_from([0, 0, 1, 2]))
+def test_tokens_exit(size: tuple[int, int], parts: int, machine: int) -> None:
+    channels, tokens = size
+    x = torch.full((channels, TILE), torch.nan)
+    x[:, :tokens] = torch.randn(channels, tokens)
+    y = Output(tokens, channels)
+    run = compiled(exit_tokens, ExitTokens(channels, TILE), MACHINES[machine])
+    in_parts(run, [surrounded(x), y.tensor], parts, tokens)
+    y.check()
+    torch.testing.assert_close(y.tensor, x[:, :tokens].T, rtol=0, atol=0)
+
+
+@examples(8)
+@given(TOKENS, st.sampled_from([0, 1, 2]))
+def test_tokens_read_inside_only(size: tuple[int, int], machine: int) -> None:
+    (channels, tokens), on = size, MACHINES[machine]
+    x, tile = torch.randn(tokens, channels), torch.zeros(channels, TILE)
+    enter = compiled(enter_tokens, EnterTokens(channels, TILE), on)
+    leave = compiled(exit_tokens, ExitTokens(channels, TILE), on)
+    with Fenced(x) as fenced:
+        for number in range(2):
+            in_parts(enter, [fenced.filled(number), tile], 1, tokens)
+            y = fenced.copies[number].fill_(torch.nan)
+            in_parts(leave, [tile, y], 1, tokens)
+            assert bool((y == x.flatten()).all())
