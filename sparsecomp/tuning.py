@@ -50,6 +50,12 @@ class TunedCall:
         return bool(self.tuned)
 
     @property
+    def zeros(self) -> str:
+        """The signature under the tuned kernel's pattern."""
+        parts = dict(part.split(": ", 1) for part in self.signature.split(" | ") if part)
+        return next((found for name, found in parts.items() if self.tuned.startswith(name)), "")
+
+    @property
     def gain(self) -> float:
         """Speed of the tuned kernel over that of the default; at least 1."""
         return self.default_seconds / self.tuned_seconds if self.decided else 1.0
@@ -147,7 +153,7 @@ class TuningReport:
             table.add_column(column, justify="right" if column in numeric else "left")
         for call in self.calls:
             table.add_row(
-                *(call.call, call.signature, str(len(call.layers))),
+                *(call.call, call.zeros, str(len(call.layers))),
                 *(_number(call.default_seconds), _number(call.tuned_seconds)),
                 f"{call.gain:.2f}x" if call.decided else "",
                 *(_number(call.predicted_seconds), _number(call.dense_seconds), str(call.trials)),

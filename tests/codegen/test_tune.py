@@ -146,7 +146,7 @@ def test_never_slower_on_a_noisy_clock(seed: int) -> None:
 @pytest.mark.parametrize("trials", [2, 7, 40])
 def test_a_budget_of_trials_is_kept(trials: int) -> None:
     found = run(Timings.in_memory(), InventedBench(wide), trials=trials)
-    assert abs(found.trials - trials) <= len(found.calls)
+    assert 0 < found.trials <= trials
     assert all(call.decided for call in found.calls)
 
 
