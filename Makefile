@@ -36,8 +36,10 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## models and kernels side by side with their rivals; writes benchmarks/results/
+bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.footprint
+	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.kernels
 
 clean:  ## remove the environment and every cache

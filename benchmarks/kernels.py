@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from benchmarks.ceiling import NoCompilerError, best_hand_written
 from benchmarks.layers import LAYERS, SAMPLES, Sample, useful_flops
 from benchmarks.machine import Machine
 from benchmarks.row import now
+from benchmarks.store import RESULTS, write_json
 from benchmarks.table import wide_console
 from sparsecomp.codegen.measure import Meter
 from sparsecomp.codegen.stopwatch import seconds_in_turn
@@ -32,7 +32,6 @@ from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, stored_elements
 from sparsecomp.target import Target
 
-RESULTS = Path(__file__).with_name("results")
 REQUIRED = 0.9
 """Of the speed of the hand-written kernel, that the generated one must reach."""
 
@@ -141,7 +140,6 @@ def show(comparisons: Sequence[Comparison], machine: Machine, console: Console) 
 
 
 def save(comparisons: Sequence[Comparison], machine: Machine, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": dataclasses.asdict(machine),
         "date": now(),
@@ -150,9 +148,7 @@ def save(comparisons: Sequence[Comparison], machine: Machine, path: Path) -> Non
             for found in comparisons
         ],
     }
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    unfinished.replace(path)
+    write_json(path, content)
 
 
 if __name__ == "__main__":

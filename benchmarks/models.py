@@ -10,23 +10,21 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.alexnet import ALEXNET
+from benchmarks.child import ChildError, ask
 from benchmarks.machine import usable_cores
-from benchmarks.prune import PATTERNS
+from benchmarks.musts import MUSTS, Must
+from benchmarks.prune import PATTERNS, only_sparsity
 from benchmarks.row import OURS, Case, Row
+from benchmarks.store import RESULTS, write, write_json
 from benchmarks.table import markdown, show, wide_console
 from benchmarks.workloads import WORKLOADS
-
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).with_name("results")
 
 
 @dataclass(frozen=True)
@@ -39,19 +37,22 @@ class Grid:
     rivals: bool
 
     def combinations(self) -> Iterator[tuple[str, str, float]]:
-        """Model, pattern, sparsity; "none" and "2:4" have one sparsity each."""
-        fixed = {"none": (0.0,), "2:4": (0.5,)}
+        """Model, pattern, sparsity; some patterns have one sparsity only."""
         for model, pattern in itertools.product(self.models, self.patterns):
-            for sparsity in fixed.get(pattern, self.sparsities):
+            only = only_sparsity(pattern, model)
+            for sparsity in self.sparsities if only is None else (only,):
                 yield model, pattern, sparsity
 
 
-HEADLINE = Grid(("bert-base", "resnet-50"), ("unstructured", "4x1"), (0.9,), rivals=True)
-"""Against every rival."""
-NEVER_SLOWER = Grid(tuple(WORKLOADS), ("unstructured",), (0.0, 0.5, 0.9), rivals=False)
+CHOSEN = Grid(("bert-base", "resnet-50"), ("unstructured", "4x1"), (0.9,), rivals=True)
+"""Against every rival: what is measured where only some of models, patterns and sparsities are asked for."""
+NEVER_SLOWER = Grid(
+    tuple(name for name in WORKLOADS if name not in ALEXNET),
+    ("unstructured",),
+    (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
+    rivals=False,
+)
 """Against eager alone: no model may end below the speed it had."""
-ROW_LIMIT = 3600
-"""Seconds after which a row is given up."""
 
 
 def main() -> None:
@@ -78,11 +79,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", choices=WORKLOADS, help="default: bert-base and resnet-50")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, help="default: unstructured and 4x1")
-    parser.add_argument("--sparsity", nargs="+", type=float, help="default: 0.9")
-    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, usable_cores()}))
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--sparsity", nargs="+", type=float, help="default: 0.9, and eight in --never-slower")
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, min(2, usable_cores())}))
+    parser.add_argument("--batch", type=int, help="default: 1, and what a must says")
     parser.add_argument("--rounds", type=int, help="default: 20")
-    parser.add_argument("--never-slower", action="store_true", help="all models against eager alone")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        "--musts", action="store_true", help="the headline alone; the options above choose from it"
+    )
+    part.add_argument("--never-slower", action="store_true", help="all models against eager alone")
     parser.add_argument("--quick", action="store_true", help="small models and 5 rounds: does it work?")
     parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     parser.add_argument("--out", type=Path, help="JSON; a table in Markdown is written beside it")
@@ -94,44 +99,48 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def plan(options: argparse.Namespace) -> list[Case]:
     """The rows to measure: what was asked for, or the headline and then the check of never being slower."""
-    asked = options.models or options.patterns or options.sparsity
-    grids = [NEVER_SLOWER] if options.never_slower else [HEADLINE] if asked else [HEADLINE, NEVER_SLOWER]
+    asked = options.models or options.patterns or options.sparsity or options.batch
     cases: dict[Case, None] = {}  # a set that keeps the order
-    for grid, threads in itertools.product(grids, options.threads):
-        wanted = Grid(
-            options.models or grid.models,
-            options.patterns or grid.patterns,
-            options.sparsity or grid.sparsities,
-            grid.rivals,
-        )
-        for model, pattern, sparsity in wanted.combinations():
-            size = (options.batch, grid.rivals, options.quick, options.rounds)
-            cases[Case(model, pattern, sparsity, threads, *size)] = None
+    if options.musts or not (asked or options.never_slower):
+        wanted = [must for must in MUSTS if _is_asked_for(must, options)]
+        for threads, must in itertools.product(options.threads, wanted):
+            cases[must.case(threads, options.quick, options.rounds)] = None
+    if not options.musts:
+        grid = CHOSEN if asked and not options.never_slower else NEVER_SLOWER
+        cases |= dict.fromkeys(_crossed(grid, options))
     return list(cases)
+
+
+def _is_asked_for(must: Must, options: argparse.Namespace) -> bool:
+    choices = (
+        (must.model, options.models),
+        (must.pattern, options.patterns),
+        (must.sparsity, options.sparsity),
+        (must.batch, [options.batch] if options.batch else None),
+    )
+    return all(not wanted or value in wanted for value, wanted in choices)
+
+
+def _crossed(grid: Grid, options: argparse.Namespace) -> Iterator[Case]:
+    """The rows of a grid, with what was asked for in place of its own."""
+    wanted = Grid(
+        options.models or grid.models,
+        options.patterns or grid.patterns,
+        options.sparsity or grid.sparsities,
+        grid.rivals,
+    )
+    size = (options.batch or 1, grid.rivals, options.quick, options.rounds)
+    for threads in options.threads:
+        for model, pattern, sparsity in wanted.combinations():
+            yield Case(model, pattern, sparsity, threads, *size)
 
 
 def run(case: Case) -> Row:
     """Measure one row in a process whose libraries see the number of threads from the start."""
-    threads = {name: str(case.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TVM_NUM_THREADS")}
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "benchmarks.row", json.dumps(dataclasses.asdict(case)), str(out)]
-        try:
-            child = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=os.environ | threads,
-                capture_output=True,
-                text=True,
-                timeout=ROW_LIMIT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Row.failed(case, f"gave up after {ROW_LIMIT} s")
-        if not out.exists():
-            last = child.stderr.strip().rpartition("\n")[2]
-            return Row.failed(case, f"exit status {child.returncode}: {last}")
-        return Row.of(json.loads(out.read_text()))
+    try:
+        return Row.of(ask("benchmarks.row", dataclasses.asdict(case), case.threads))
+    except ChildError as error:
+        return Row.failed(case, str(error))
 
 
 def progress(row: Row) -> str:
@@ -154,16 +163,9 @@ def load(path: Path) -> dict[Case, Row]:
 
 
 def save(rows: Sequence[Row], path: Path) -> None:
-    """Write the JSON and the table beside it; an interrupt leaves the old file or the new one, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = {
-        path: json.dumps({"rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n",
-        path.with_suffix(".md"): markdown(rows),
-    }
-    for target, text in texts.items():
-        unfinished = target.with_name(target.name + ".tmp")
-        unfinished.write_text(text)
-        unfinished.replace(target)
+    """Write the JSON and the table beside it."""
+    write_json(path, {"rows": [dataclasses.asdict(row) for row in rows]})
+    write(path.with_suffix(".md"), markdown(rows))
 
 
 if __name__ == "__main__":

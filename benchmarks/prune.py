@@ -1,11 +1,16 @@
 """Zeros for the benchmarks: magnitude pruning within each layer.
 
 What stays dense, as everywhere in the field: stems (convolutions of 3 input channels), depthwise
-convolutions, embeddings, and the classification or language model head.
+convolutions, embeddings, and the classification or language model head. What is left of MobileNetV2 are its
+1x1 convolutions, all of them.
+
+"ssl" takes whole rows and columns out of AlexNet's five convolutions, the first among them, and of nothing
+else; `alexnet.py` has the sparsities and says where they come from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-PATTERNS = ("none", "unstructured", "4x1", "2:4")
+from benchmarks.alexnet import ALEXNET, CONVOLUTIONS
+
+PATTERNS = ("none", "unstructured", "4x1", "2:4", "ssl")
 HEADS = frozenset({"classifier", "lm_head", "qa_outputs", "score"})
 
 
@@ -26,14 +33,49 @@ def prune(model: nn.Module, pattern: str, sparsity: float) -> list[str]:
     if pattern == "none":
         return []
     names = []
+    masked = _rows_and_columns(model, sparsity) if pattern == "ssl" else _masked(model, pattern, sparsity)
     with torch.no_grad():
-        for name, module in prunable(model):
-            matrix = as_matrix(module)
+        for name, matrix, kept in masked:
             norm = matrix.norm()
-            matrix.mul_(mask(matrix, pattern, sparsity))
+            matrix.mul_(kept)
             matrix.mul_(norm / matrix.norm())
             names.append(name)
     return names
+
+
+def only_sparsity(pattern: str, workload: str) -> float | None:
+    """The one sparsity that a pattern has for a workload; None where it can have any."""
+    if pattern == "ssl":
+        return ALEXNET[workload].sparsity if workload in ALEXNET else None
+    return {"none": 0.0, "2:4": 0.5}.get(pattern)
+
+
+Masked = Iterator[tuple[str, Tensor, Tensor]]
+"""Layers by name, their weights as outputs x inputs, and what of them is kept."""
+
+
+def _masked(model: nn.Module, pattern: str, sparsity: float) -> Masked:
+    for name, module in prunable(model):
+        matrix = as_matrix(module)
+        yield name, matrix, mask(matrix, pattern, sparsity)
+
+
+def _rows_and_columns(model: nn.Module, sparsity: float) -> Masked:
+    modules = dict(model.named_modules())
+    found = [convolution for convolution in CONVOLUTIONS if convolution.name in modules]
+    if not found:
+        raise ValueError(f"ssl is known for {', '.join(ALEXNET)} alone: this model has no such layer")
+    for convolution in found:
+        if not math.isclose(sparsity, convolution.sparsity, abs_tol=0.005):
+            raise ValueError(
+                f"ssl leaves {convolution.name} a sparsity of {convolution.sparsity:.3f}, got {sparsity}"
+            )
+        matrix = as_matrix(modules[convolution.name])
+        yield (
+            convolution.name,
+            matrix,
+            rows_and_columns(matrix, convolution.row_sparsity, convolution.column_sparsity),
+        )
 
 
 def prunable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -72,7 +114,16 @@ def mask(matrix: Tensor, pattern: str, sparsity: float) -> Tensor:
         if sparsity != 0.5:
             raise ValueError(f"2:4 keeps half of the weights: its sparsity is 0.5, got {sparsity}")
         return _two_of_four(size)
+    if pattern == "ssl":
+        raise ValueError("ssl has sparsities for layers that it knows: see rows_and_columns")
     raise ValueError(f"unknown pattern {pattern!r}: choose one of {', '.join(PATTERNS)}")
+
+
+def rows_and_columns(matrix: Tensor, row_sparsity: float, column_sparsity: float) -> Tensor:
+    """True where a weight (outputs x inputs) is kept: in the rows and in the columns of the largest norms."""
+    rows = _largest(matrix.detach().norm(dim=1), row_sparsity)
+    columns = _largest(matrix.detach().norm(dim=0), column_sparsity)
+    return rows[:, None] & columns
 
 
 def _largest(size: Tensor, sparsity: float) -> Tensor:

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from benchmarks.machine import Machine
 from benchmarks.prune import prune
-from benchmarks.rivals import DENSE_RIVALS, Rival, Run, eager, sparsecomp
+from benchmarks.rivals import DENSE_RIVALS, Rival, Run, eager, sparsecomp, sparsecomp_dense
 from benchmarks.timing import Times, alternate
 from benchmarks.workloads import WORKLOADS
 
@@ -35,6 +35,8 @@ NEVER_SLOWER = 0.97
 NOISY = 0.3
 """Interquartile range over median, above which something else must have run on the machine."""
 OURS = "sparsecomp"
+OWN_DENSE = "sparsecomp, dense"
+"""Our kernels on the weights before pruning: only in rows of "ssl", whose paper compares GEMM with GEMM."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,12 @@ class Row:
         return self.best_dense[1] / ours if self.best_dense and ours else None
 
     @property
+    def over_own_dense(self) -> float | None:
+        """How many times as fast as our own kernels on the dense weights we are: GEMM against GEMM."""
+        ours, own = self._median(OURS), self._median(OWN_DENSE)
+        return own / ours if own and ours else None
+
+    @property
     def over_eager(self) -> float | None:
         """How many times as fast as eager on the same pruned weights we are."""
         ours, own = self._median(OURS), self._median("eager")
@@ -149,6 +157,7 @@ def measure(case: Case) -> Row:
         OURS: (sparsecomp, pruned),  # before the rivals: it measures, and their idle threads may spin
     }
     if case.rivals:
+        contestants |= {OWN_DENSE: (sparsecomp_dense, model)} if case.pattern == "ssl" else {}
         contestants |= {name: (rival, model) for name, rival in DENSE_RIVALS.items()}
     prepared = {name: _prepare(rival, on, inputs) for name, (rival, on) in contestants.items()}
     runs = {name: run for name, (_, run) in prepared.items() if run is not None}

@@ -1,4 +1,5 @@
-"""Named models with their example inputs: architectures of `transformers`, random weights, fixed seed.
+"""Named models with their example inputs: architectures of `transformers`, and single layers of which a must
+speaks; random weights, fixed seed.
 
 Nothing is downloaded. Random weights are fine for speed; so that a comparison of outputs means something
 as well, they are drawn so that activations keep their scale and the output depends on every layer.
@@ -6,8 +7,10 @@ as well, they are drawn so that activations keep their scale and the output depe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.alexnet import ALEXNET, Convolution
+from benchmarks.decode import DecodeStep
+
 Inputs = dict[str, Tensor]
 SEED = 0
 TOKENS, SMALL_TOKENS = 128, 16
+CACHED, SMALL_CACHED = 64, 8
+"""Tokens that are known when one more is decoded."""
+FEATURES, SMALL_FEATURES = 4096, 256
+"""Of the single linear layer."""
 PIXELS, SMALL_PIXELS = 224, 64
 
 
@@ -89,6 +99,43 @@ def _images(batch: int, small: bool, seed: int) -> Inputs:
 SMALL_VOCABULARY = 100
 
 
+def _token_and_cache(batch: int, small: bool, seed: int) -> Inputs:
+    """What `DecodeStep` of GPT-2 takes; keys and values of random weights are about normal."""
+    generator = torch.Generator().manual_seed(seed)
+    layers, heads, cached, features = (2, 4, SMALL_CACHED, 16) if small else (12, 12, CACHED, 64)
+    vocabulary = SMALL_VOCABULARY if small else 50257
+    return {
+        "input_ids": torch.randint(0, vocabulary, (batch, 1), generator=generator),
+        "cache": torch.randn(batch, layers, 2, heads, cached, features, generator=generator),
+    }
+
+
+def _features(batch: int, small: bool, seed: int) -> Inputs:
+    shape = (batch, SMALL_FEATURES if small else FEATURES)
+    return {"input": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
+
+
+def _linear(small: bool) -> nn.Module:
+    features = SMALL_FEATURES if small else FEATURES
+    return nn.Sequential(OrderedDict(linear=nn.Linear(features, features)))
+
+
+def _alexnet_inputs(convolution: Convolution, batch: int, small: bool, seed: int) -> Inputs:
+    """An image for the first layer; for the others noise that went through a ReLU, as theirs did."""
+    of = convolution.small() if small else convolution
+    shape = (batch, of.inputs, of.size, of.size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return {"input": noise if of.inputs == 3 else noise.relu()}
+
+
+def _alexnet(name: str, convolution: Convolution) -> Workload:
+    return Workload(
+        name,
+        lambda small: (convolution.small() if small else convolution).build(),
+        partial(_alexnet_inputs, convolution),
+    )
+
+
 def _bert(small: bool) -> nn.Module:
     sizes: dict[str, Any] = {}
     if small:
@@ -110,6 +157,10 @@ def _gpt2(small: bool) -> nn.Module:
         sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": SMALL_VOCABULARY}
         sizes |= {"bos_token_id": 0, "eos_token_id": 0}
     return model_of(hf.GPT2LMHeadModel(hf.GPT2Config(use_cache=False, **sizes)))
+
+
+def _gpt2_decode(small: bool) -> nn.Module:
+    return DecodeStep(_gpt2(small))
 
 
 def _t5_encoder(small: bool) -> nn.Module:
@@ -161,10 +212,13 @@ WORKLOADS = {
         Workload("bert-base", _bert, _tokens(30522)),
         Workload("distilbert", _distilbert, _tokens(30522)),
         Workload("gpt2", _gpt2, _tokens(50257)),
+        Workload("gpt2-decode", _gpt2_decode, _token_and_cache),
         Workload("t5-encoder", _t5_encoder, _tokens(32128)),
         Workload("vit-base", _vit, _images),
         Workload("resnet-50", _resnet, _images),
         Workload("mobilenet-v2", _mobilenet, _images),
         Workload("convnext-tiny", _convnext, _images),
+        Workload("linear-4096", _linear, _features),
+        *(_alexnet(name, convolution) for name, convolution in ALEXNET.items()),
     )
 }

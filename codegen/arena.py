@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, round_up
-from sparsecomp.region import Enter, Exit, Region, Rows, Split, Value
+from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
+from sparsecomp.region import Exit, Region, Value, reads
 
 SLACK = 8 * LINE
 """Floats before, between and after slots: the last vector of a plane overruns it by less than a line."""
@@ -27,7 +27,10 @@ class Arena:
 
 def value_size(value: Value) -> int:
     """Floats of a value's planes, the rows that fill up the last block included."""
-    return round_up(value.channels, ROW_BLOCK) * value.geometry.plane
+    if isinstance(value.geometry, TokenRows):
+        return value.channels * value.geometry.tile
+    planes = round_up(value.channels, ROW_BLOCK) * value.geometry.plane
+    return planes * value.geometry.tiles if isinstance(value.geometry, Tokens) else planes
 
 
 def _slot_class(value: Value) -> Hashable:
@@ -43,7 +46,7 @@ def plan_arena(region: Region) -> Arena:
     value = region.value
     last_read: dict[str, int] = {}
     for position, call in enumerate(region.calls):
-        for name in _reads(call):
+        for name in reads(call):
             last_read[name] = position
 
     free: dict[Hashable, list[tuple[int, int]]] = {}
@@ -61,21 +64,11 @@ def plan_arena(region: Region) -> Arena:
                 slot = (end, need)
                 end = round_up(end + need + SLACK, LINE)
             offset_of[call.target], size_of[call.target] = slot
-        for name in set(_reads(call)):
+        for name in set(reads(call)):
             if last_read[name] == position:
                 slot = (offset_of[name], size_of[name])
                 free.setdefault(_slot_class(value[name]), []).append(slot)
     return Arena(offset_of, end)
-
-
-def _reads(call: Enter | Split | Rows | Exit) -> tuple[str, ...]:
-    match call:
-        case Enter():
-            return ()
-        case Rows():
-            return (call.source, *call.tensors)
-        case _:
-            return (call.source,)
 
 
 class ArenaPool:

@@ -13,10 +13,11 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.predict import Work, work_of
 from sparsecomp.codegen.signature import signature
 from sparsecomp.codegen.timings import Key, Record, layer_key
-from sparsecomp.geometry import Geometry
+from sparsecomp.geometry import Geometry, TokenRows
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, list_lengths
-from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.region import AnySchedule, FewTokens, RowsKernelChoice
+from sparsecomp.section import Section, SectionOp
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,17 @@ class Call:
     @staticmethod
     def of(layer: Layer, matrix: Tensor) -> Call:
         geometry = source_geometry(single(layer))["layer"]
-        return Call(layer, matrix, geometry, list_lengths(matrix, PATTERNS))
+        return Call(layer, matrix, geometry, list_lengths(matrix, PATTERNS, layer.groups))
 
     @property
     def stored(self) -> dict[RowBlocks, int]:
         """Elements that each pattern stores."""
         return {pattern: int(found.sum()) * pattern.rows for pattern, found in self.lengths.items()}
+
+    @property
+    def dead_rows(self) -> int:
+        """Rows without any weight."""
+        return int((self.lengths[RowBlocks(1)] == 0).sum())
 
     def signature(self, pattern: RowBlocks) -> str:
         return signature(self.lengths[pattern], pattern, (self.layer.rows, self.layer.columns))
@@ -63,9 +69,14 @@ class Call:
         return Record("trial", key, seconds, str(how.schedule), predicted, self.work(how, machine))
 
 
-def single(layer: Layer, epilogue: str = "") -> Section:
+def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Section:
     """A section of one layer."""
-    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",))
+    return Section(("x",), (SectionOp("layer", layer, "x", "y", epilogue),), ("y",), tokens_first)
+
+
+def grid_for(schedule: AnySchedule, geometry: Geometry) -> Geometry:
+    """Where the kernel's input lies, given where that of gathered rows does."""
+    return TokenRows() if isinstance(schedule, FewTokens) else geometry
 
 
 def kernel_of(how: RowsKernelChoice | None) -> str:

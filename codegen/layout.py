@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import networkx as nx
 
 from sparsecomp.epilogue import STEPS, split_steps
-from sparsecomp.geometry import Geometry, Margin, Planes, Taps, Tokens, grid, phase_size
+from sparsecomp.geometry import Geometry, Margin, Planes, Taps, TokenRows, Tokens, grid, offsets, phase_size
 from sparsecomp.layer import Layer
 from sparsecomp.region import (
     WHOLE,
+    Apply,
     Border,
     Call,
+    Depthwise,
     Enter,
     Exit,
     Phases,
     Region,
     Rows,
     RowsKernelChoice,
-    Section,
-    SectionOp,
     Split,
     Value,
 )
+from sparsecomp.section import Section, SectionOp, WorkOp
+from sparsecomp.work import Mean, Norm, Pool
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,35 @@ class View:
     phases: Phases = WHOLE
 
 
-def source_view(op: SectionOp) -> View:
-    """How the op's kernel reads its input. A stride of 1 reads it whole."""
-    if op.layer.op == "linear" or op.layer.stride == (1, 1):
-        return View(op.source)
-    return View(op.source, op.layer.stride, Taps.of(op.layer).phases)
+def window_of(op: SectionOp | WorkOp) -> Layer | None:
+    """The convolution that reads as the op does, where it reads more than one pixel for another."""
+    if isinstance(op, SectionOp):
+        return op.layer if op.layer.op != "linear" else None
+    return op.work.window if isinstance(op.work, Pool) else None
 
 
-def border_of(layer: Layer, target: bool) -> Border:
-    """The layer's input, or its output, as PyTorch lays it out."""
-    if layer.op == "linear":
-        return Border(layer.rows if target else layer.columns)
-    if target:
-        return Border(layer.rows, *layer.output_size)
-    return Border(*layer.input_shape[1:])
+def source_view(op: SectionOp | WorkOp) -> View:
+    """How the op's kernel reads its first input. A stride of 1 reads it whole."""
+    source = op.source if isinstance(op, SectionOp) else op.sources[0]
+    window = window_of(op)
+    if window is None or window.stride == (1, 1):
+        return View(source)
+    return View(source, window.stride, Taps.of(window).phases)
+
+
+def border_of(shape: Sequence[int], images: bool) -> Border:
+    """A tensor of this shape, on the example inputs, as PyTorch lays it out."""
+    if not images:
+        return Border(shape[-1])
+    height, width = shape[2:] or (0, 0)
+    return Border(shape[1], height, width)
+
+
+def _shapes(op: SectionOp | WorkOp) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the first input and the output."""
+    if isinstance(op, SectionOp):
+        return op.layer.input_shape, op.layer.output_shape
+    return op.input_shapes[0], op.output_shape
 
 
 def place(section: Section) -> dict[View, Value]:
@@ -60,57 +77,87 @@ def place(section: Section) -> dict[View, Value]:
     A kernel walks its input, its output and what its epilogue reads in step, so these share a grid. Grids are
     the connected components of that relation; each is wide enough for all its readers' padding.
     """
-    if section.ops[0].layer.op == "linear":
+    if not section.images:
         return _place_tokens(section)
-    shared = nx.Graph()
-    sizes: dict[View, tuple[int, ...]] = {}
-    margins: dict[View, Margin] = {}
-    spans: dict[View, int] = {}
+    plan = _GridPlan()
     for op in section.ops:
-        layer, view, taps = op.layer, source_view(op), Taps.of(op.layer)
-        channels, height, width = layer.input_shape[1:]
-        if view.stride != (1, 1):
-            height, width = phase_size(layer)
-            channels *= len(view.phases)
-            sizes[View(op.source)] = layer.input_shape[1], *layer.input_shape[2:]
-            shared.add_node(View(op.source))
-        sizes[view] = channels, height, width
-        margins[view] = margins.get(view, Margin()) | taps.margin(layer, height, width)
-        spans[view] = max(spans.get(view, 1), taps.span)
+        plan.add(op)
+    return plan.values()
+
+
+class _GridPlan:
+    """Which views share a grid, and what their readers ask of it."""
+
+    def __init__(self) -> None:
+        self.shared = nx.Graph()
+        self.sizes: dict[View, tuple[int, int, int]] = {}
+        self.margins: dict[View, Margin] = {}
+        self.spans: dict[View, int] = {}
+
+    def add(self, op: SectionOp | WorkOp) -> None:
+        view, window = source_view(op), window_of(op)
+        given, made = _shapes(op)
+        self._node(View(view.tensor), given)
+        if window is not None:
+            channels, height, width = given[1:]
+            if view.stride != (1, 1):
+                height, width = phase_size(window)
+                self.sizes[view] = channels * len(view.phases), height, width
+            taps = Taps.of(window)
+            self.margins[view] = self.margins.get(view, Margin()) | taps.margin(window, height, width)
+            self.spans[view] = max(self.spans.get(view, 1), taps.span)
         for name in (op.target, *op.tensors):
-            sizes[View(name)] = layer.rows, *layer.output_size
-            shared.add_edge(view, View(name))
-    values = {}
-    for component in nx.connected_components(shared):
-        template = grid(
-            [(sizes[view][1], sizes[view][2]) for view in component],
-            _union(margins.get(view, Margin()) for view in component),
-            max(spans.get(view, 1) for view in component),
-        )
-        for view in component:
-            channels, height, width = sizes[view]
-            geometry = Planes(height, width, template.row, template.plane, template.origin)
-            values[view] = Value(channels, geometry, bool(margins.get(view)))
-    return values
+            self._node(View(name), made)
+            if not _changes_grid(op):
+                self.shared.add_edge(view, View(name))
+
+    def _node(self, view: View, shape: Sequence[int]) -> None:
+        height, width = shape[2:] or (1, 1)
+        self.sizes[view] = shape[1], height, width
+        self.shared.add_node(view)
+
+    def values(self) -> dict[View, Value]:
+        values = {}
+        for component in nx.connected_components(self.shared):
+            template = grid(
+                [(self.sizes[view][1], self.sizes[view][2]) for view in component],
+                reduce(operator.or_, (self.margins.get(view, Margin()) for view in component)),
+                max(self.spans.get(view, 1) for view in component),
+            )
+            for view in component:
+                channels, height, width = self.sizes[view]
+                geometry = Planes(height, width, template.row, template.plane, template.origin)
+                values[view] = Value(channels, geometry, bool(self.margins.get(view)))
+        return values
 
 
-def _union(margins: Iterable[Margin]) -> Margin:
-    return reduce(operator.or_, margins, Margin())
+def _changes_grid(op: SectionOp | WorkOp) -> bool:
+    return isinstance(op, WorkOp) and isinstance(op.work, Mean)
 
 
 def _place_tokens(section: Section) -> dict[View, Value]:
-    values = {}
+    values: dict[View, Value] = {}
+    geometry = TokenRows() if section.tokens_first else Tokens(length=section.sequence)
     for op in section.ops:
-        values[source_view(op)] = Value(op.layer.columns, Tokens())
+        if isinstance(op, SectionOp):
+            shapes = {op.source: op.layer.input_shape}
+        else:
+            shapes = {name: op.shapes[name] for name in op.activations}
         for name in (op.target, *op.tensors):
-            values[View(name)] = Value(op.layer.rows, Tokens())
+            shapes[name] = _shapes(op)[1]
+        for name, shape in shapes.items():
+            values[View(name)] = Value(shape[-1], geometry)
     return values
 
 
 def source_geometry(section: Section) -> dict[str, Geometry]:
-    """Site -> grid of its input, on which its weight stream depends."""
+    """Site of a layer -> grid of its input, on which its weight stream depends."""
     values = place(section)
-    return {op.site: values[source_view(op)].geometry for op in section.ops}
+    found: dict[str, Geometry] = {}
+    for op in section.layers:
+        geometry = values[source_view(op)].geometry
+        found[op.site] = geometry if isinstance(geometry, Planes) else geometry.tiling
+    return found
 
 
 class _Writer:
@@ -136,14 +183,11 @@ class _Writer:
             self.calls.append(Split(whole, self.name(view), view.stride, view.phases))
         return self.names[view]
 
-    def write(self, op: SectionOp, weight: int, choice: RowsKernelChoice, kept: int) -> None:
+    def layer(self, op: SectionOp, weight: int, choice: RowsKernelChoice, kept: int) -> None:
         source = self.read(source_view(op))
         tensors = tuple(self.read(View(name)) for name in op.tensors)
-        count = sum(STEPS[step] == "vector" for step in split_steps(op.epilogue))
-        vectors = tuple(range(self.vectors, self.vectors + count))
-        self.vectors += count
-        target = self.name(View(op.target))
         shape = (op.layer.rows, op.layer.columns)
+        vectors, target = self._numbers(_vector_steps(op.epilogue)), self.name(View(op.target))
         self.calls.append(
             Rows(
                 source,
@@ -156,25 +200,69 @@ class _Writer:
                 op.epilogue,
                 vectors,
                 tensors,
+                self.taps(op) if isinstance(choice.schedule, Depthwise) else (),
             )
         )
-        self.calls += [Exit(target, i) for i, name in enumerate(self.section.outputs) if name == op.target]
+        self._leave(op.target)
+
+    def taps(self, op: SectionOp) -> tuple[int, ...]:
+        geometry = self.values[source_view(op)].geometry
+        return tuple(int(offset) for offset in offsets(op.layer, geometry)[0])
+
+    def work(self, op: WorkOp) -> None:
+        rest = op.activations[1:]
+        sources = (self.read(source_view(op)), *(self.read(View(name)) for name in rest))
+        tensors = tuple(self.read(View(name)) for name in op.tensors)
+        own = op.work.weight + op.work.bias if isinstance(op.work, Norm) else 0
+        vectors, target = self._numbers(own + _vector_steps(op.epilogue)), self.name(View(op.target))
+        mask = self.section.inputs.index(op.mask) if op.mask else None
+        self.calls.append(Apply(op.work, sources, target, op.epilogue, vectors, tensors, mask))
+        self._leave(op.target)
+
+    def _numbers(self, count: int) -> tuple[int, ...]:
+        self.vectors += count
+        return tuple(range(self.vectors - count, self.vectors))
+
+    def _leave(self, name: str) -> None:
+        value = self.names[View(name)]
+        self.calls += [Exit(value, i) for i, output in enumerate(self.section.outputs) if output == name]
+
+
+def _vector_steps(epilogue: str) -> int:
+    return sum(STEPS[step] == "vector" for step in split_steps(epilogue))
 
 
 def lay_out(section: Section, choices: Sequence[RowsKernelChoice], kept: Sequence[int]) -> Region:
-    """The region of a section. `choices` and `kept` (length of a shared list, else 0) go with its ops."""
+    """The region of a section. `choices` and `kept` (length of a shared list, else 0) go with its layers."""
     values = place(section)
     writer = _Writer(section, values)
-    for weight, (op, choice, length) in enumerate(zip(section.ops, choices, kept, strict=True)):
-        writer.write(op, weight, choice, length)
-    borders: dict[str, Border] = {}
+    how = iter(enumerate(zip(choices, kept, strict=True)))
     for op in section.ops:
-        borders.setdefault(op.source, border_of(op.layer, target=False))
-        for name in (op.target, *op.tensors):
-            borders[name] = border_of(op.layer, target=True)
+        if isinstance(op, SectionOp):
+            weight, (choice, length) = next(how)
+            writer.layer(op, weight, choice, length)
+        else:
+            writer.work(op)
+    borders = _borders(section)
     return Region(
         inputs=tuple(borders[name] for name in section.inputs),
         outputs=tuple(borders[name] for name in section.outputs),
         values=tuple((name, values[view]) for view, name in writer.names.items()),
         calls=tuple(writer.calls),
     )
+
+
+def _borders(section: Section) -> dict[str, Border]:
+    """How PyTorch lays out each tensor of the section."""
+    borders: dict[str, Border] = {}
+    for op in section.ops:
+        given, made = _shapes(op)
+        shapes = op.shapes if isinstance(op, WorkOp) else {op.source: given}
+        for name, shape in shapes.items():
+            if isinstance(op, WorkOp) and name == op.mask:
+                borders[name] = replace(border_of(shape, images=True), shared=op.shared_mask)
+            else:
+                borders[name] = border_of(shape, section.images)
+        for name in (op.target, *op.tensors):
+            borders[name] = border_of(made, section.images)
+    return borders

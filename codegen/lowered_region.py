@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +17,13 @@ from sparsecomp.codegen.arena import ArenaPool
 from sparsecomp.codegen.compiled_region import Code, compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES, Stream, StreamStore
+from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.stream import Stream, StreamStore
 from sparsecomp.codegen.threads import team_of
 from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, round_up
 from sparsecomp.program import Body
-from sparsecomp.region import Border
+from sparsecomp.region import Apply, Border, Call, Rows
 
 _POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionary()
 """Of the compiled functions in use, by identity: equal regions take turns with one arena."""
@@ -41,15 +42,24 @@ class LoweredRegion:
         streams: Sequence[Stream],
         vectors: Sequence[Tensor],
         threads: Callable[[], int] = torch.get_num_threads,
+        names: Sequence[str] = (),
     ) -> None:
+        """`names`: of the layers, in order of their weights."""
         self.code, self.streams, self.threads = code, tuple(streams), threads
+        self.names = tuple(names)
         self.pool = _pool(code)
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
-        parts = [part for stream in streams for part in (stream.index, stream.data, stream.balance)]
+        parts = [part for stream in streams for part in stream.parts]
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
         table = np.zeros(code.table.arena + 1, dtype=np.int64)
         table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
         self._table = table
+        self._followed = [
+            (code.table.weights + i, part)
+            for i, part in enumerate(parts)
+            if any(stream.in_place and part is stream.data for stream in streams)
+        ]
+        """The model's own tensors, whose data may be moved, and their places in the table."""
 
     def __deepcopy__(self, memo: object) -> LoweredRegion:
         """Nothing in it changes: a copied graph calls the same region."""
@@ -62,31 +72,74 @@ class LoweredRegion:
             call()
         return outputs
 
+    @property
+    def labels(self) -> list[tuple[str, str]]:
+        return [(self._label(call), str(call)) for call in self.code.calls]
+
+    def _label(self, call: Call) -> str:
+        match call:
+            case Rows():
+                return self.names[call.weight] if self.names else f"weight {call.weight}"
+            case Apply():
+                return str(call.work)
+            case _:
+                return type(call).__name__.lower()
+
+    def call_seconds(self, inputs: Sequence[Tensor]) -> list[float]:
+        """Of each call alone, in order. With several items each call does all of them before the next begins."""
+        outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
+        seconds = []
+        with self._lent(inputs, outputs) as arguments:
+            for number in range(len(self.code.calls)):
+                start = time.perf_counter()
+                self.code.run(*arguments, number, number + 1)
+                seconds.append(time.perf_counter() - start)
+        return seconds
+
     @contextmanager
     def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         """The call with all its pointers set, to make once or, when timing, many times."""
+        with self._lent(inputs, outputs) as arguments:
+            yield partial(self.code.run, *arguments, 0, len(self.code.calls))
+
+    @contextmanager
+    def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
+        """The first arguments of the compiled function, while an arena is lent for them."""
         leading = self._leading(inputs)
+        tokens = self.code.region.tokens
+        if tokens and tokens.length and leading[1:] != (tokens.length,):
+            raise LoweringError(f"a region of sequences of {tokens.length} tokens got {leading} of them")
         for x, border in zip(inputs, self.code.region.inputs, strict=True):
             if x.dtype != torch.float32 or tuple(x.shape) != border_shape(border, leading):
                 raise LoweringError(
                     f"a region takes float32 of {border_shape(border, leading)}, not {x.dtype} of {tuple(x.shape)}"
                 )
         inputs = [x.detach().contiguous() for x in inputs]
-        extent = math.prod(leading)
+        extent = math.prod(leading[:1]) if self._whole else math.prod(leading)
         threads = min(self.threads(), SHARES)
         table = self._table.copy()
         table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
+        for place, tensor in self._followed:
+            table[place] = tensor.data_ptr()
         with self.pool.lend(threads) as arena, team_of(threads):
             table[-1] = arena.data_ptr()
-            yield partial(self.code.run, ctypes.c_void_p(table.ctypes.data), extent, threads)
+            yield table.ctypes.data, extent, threads
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         leading = self._leading(inputs)
         return [border_shape(border, leading) for border in self.code.region.outputs]
 
     def _leading(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
-        """Tokens, with whatever shape they come in, or the batch."""
-        return tuple(inputs[0].shape[:-1] if self.code.region.tokens else inputs[0].shape[:1])
+        """Tokens, with whatever shape they come in, sequences and their tokens, or the batch."""
+        region = self.code.region
+        first = next(i for i, border in enumerate(region.inputs) if not (region.tokens and border.height))
+        return tuple(inputs[first].shape[:-1] if region.tokens else inputs[first].shape[:1])
+
+    @property
+    def _whole(self) -> bool:
+        """Whether an item is a sequence or an image, and not a tile of tokens."""
+        tokens = self.code.region.tokens
+        return tokens is None or bool(tokens.length)
 
 
 def lower_region(
@@ -97,17 +150,20 @@ def lower_region(
     geometry = source_geometry(section)
     packed = [
         streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
-        for op in section.ops
+        for op in section.layers
     ]
-    region = lay_out(section, [body.how[op.site] for op in section.ops], [stream.kept for stream in packed])
+    region = lay_out(
+        section, [body.how[op.site] for op in section.layers], [stream.kept for stream in packed]
+    )
     vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
-    return LoweredRegion(compile_region(region, machine), packed, vectors, threads)
+    names = [op.layer.name for op in section.layers]
+    return LoweredRegion(compile_region(region, machine), packed, vectors, threads, names)
 
 
 def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:
     """Shape of a tensor at the border, given its leading dimensions: tokens, or the batch."""
     if border.height:
-        return (*leading, border.channels, border.height, border.width)
+        return (1 if border.shared else leading[0], border.channels, border.height, border.width)
     return (*leading, border.channels)
 
 

@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
-from sparsecomp.codegen.call import Call, single
+from sparsecomp.codegen.call import Call, grid_for, single
 from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
-from sparsecomp.codegen.schedules import schedules
+from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
 from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key
+from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import PATTERNS, RowBlocks, pack, stored_elements
+from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, pack
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.speed import alternating_seconds
 from sparsecomp.target import Target
 
 Timed = tuple[float, str]
@@ -61,8 +64,8 @@ class Meter:
         return self._found[layer]
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        stored = stored_elements(matrix)
-        refused = refusals(layer, stored)
+        call = Call.of(layer, matrix)
+        stored, refused = call.stored, refusals(call, self.machine)
         timed = self.timed(layer, matrix, {p: stored[p] for p in PATTERNS if not refused[p]})
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
@@ -118,15 +121,18 @@ class Meter:
             yield "", lambda: nullcontext(lambda: layer.dense(x, weight))
             return
         geometry = source_geometry(single(layer))["layer"]
-        packed = pack(matrix, pattern)
-        wanted = schedules(layer, geometry, pattern, self.machine)
+        packed = pack(matrix, pattern, layer.groups)
+        wanted = candidates(layer, geometry, pattern, self.machine)
         for schedule in [parse_schedule(before[1])] if before else wanted:
-            stream = make_stream(packed, layer, geometry, schedule)
-            yield str(schedule), self.kernel(layer, stream)
+            yield (
+                str(schedule),
+                self.kernel(layer, make_stream(packed, layer, grid_for(schedule, geometry), schedule)),
+            )
 
     def kernel(self, layer: Layer, stream: Stream) -> Contestant:
         """The kernel alone, without conversions, on the example's shape."""
-        region = lay_out(single(layer), [RowsKernelChoice(stream.pattern, stream.schedule)], [stream.kept])
+        how = RowsKernelChoice(stream.pattern, stream.schedule)
+        region = lay_out(single(layer, tokens_first=how.tokens_first), [how], [stream.kept])
         # Not through the cache, which would keep the arena of every candidate.
         code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
@@ -137,25 +143,18 @@ class Meter:
         floats = math.prod(layer.output_shape)
         return self._seconds_per_float(layer.op == "linear") * floats
 
-    def elementwise(self, layer: Layer) -> float:
-        """Seconds PyTorch takes for one element-wise operator on the layer's output."""
-        floats = math.prod(layer.output_shape)
-        key = layer_key(self.machine, self.threads, PROBES[True], "elementwise")
-        found = self.timings.get(key)
-        if found is None:
-            x = torch.randn(1 << 18)
-            found = (seconds_of(lambda: torch.relu(x)) / x.numel(), "")
-            self.timings.put(key, *found)
-        return found[0] * floats
-
-    def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:
-        """Seconds of a whole region. Only what was not measured before is prepared, and run."""
+    def region(self, body: Body, prepare: Callable[[], Rivals]) -> RegionTimes:
+        """Of a whole region and its operators in PyTorch, in turn. Only what was not measured before is prepared,
+        and run."""
         key = region_key(self.machine, self.threads, body)
-        found = self.timings.get(key)
-        if found is None:
-            found = (seconds_of(prepare()), "")
-            self.timings.put(key, *found)
-        return found[0]
+        rival = replace(key, kernel=DENSE)
+        known, known_rival = self.timings.get(key), self.timings.get(rival)
+        if known is None or known_rival is None:
+            seconds = alternating_seconds(*prepare())
+            known, known_rival = ((time, "") for time in seconds)
+            self.timings.put(key, *known)
+            self.timings.put(rival, *known_rival)
+        return RegionTimes(known[0], known_rival[0])
 
     def _seconds_per_float(self, tokens: bool) -> float:
         probe = PROBES[tokens]
@@ -179,10 +178,11 @@ class Meter:
         return found[0]
 
 
-def refusals(layer: Layer, stored: Mapping[RowBlocks, int]) -> dict[RowBlocks, str]:
-    """Why each pattern is not worth timing, of which so many elements would be stored; "" where it is."""
+def refusals(call: Call, machine: Machine) -> dict[RowBlocks, str]:
+    """Why each pattern is not worth timing; "" where it is."""
+    stored = call.stored
     cost = {pattern: count / EFFICIENCY[pattern.rows] for pattern, count in stored.items()}
-    refused = {pattern: _refuses(layer, pattern) for pattern in PATTERNS}
+    refused = {pattern: _refuses(call, pattern, machine) for pattern in PATTERNS}
     least = min((cost[pattern] for pattern in PATTERNS if not refused[pattern]), default=0.0)
     for pattern in PATTERNS:
         refused[pattern] = refused[pattern] or _as_good_as_dense(pattern, stored, refused)
@@ -192,15 +192,23 @@ def refusals(layer: Layer, stored: Mapping[RowBlocks, int]) -> dict[RowBlocks, s
     return refused
 
 
-def _refuses(layer: Layer, pattern: RowBlocks) -> str:
+def _refuses(call: Call, pattern: RowBlocks, machine: Machine) -> str:
+    layer = call.layer
+    if layer.held_by and pattern != IN_PLACE:
+        return f"its weight is also read by {layer.held_by}, which needs it dense"
+    if pattern == IN_PLACE and not layer.held_by:
+        return "no other operator needs the weight as it lies"
+    if pattern.live_first and call.dead_rows < pattern.rows:
+        return f"{call.dead_rows} rows have no weight"
+    if only_few_tokens(layer, machine) and not few_tokens(layer, pattern, machine):
+        return f"its vectors of tokens would be nearly empty: there are {layer.output_size[1]}"
     if layer.groups > 1 and pattern.shared:
         return f"the {layer.groups} groups of the convolution read different channels"
     if layer.groups > 1 and layer.rows // layer.groups % pattern.rows:
         return f"blocks of {pattern.rows} rows would span two of the {layer.groups} groups"
     if pattern.rows > layer.rows:
         return f"the layer has only {layer.rows} rows"
-    geometry = source_geometry(single(layer))["layer"]
-    return "" if fits(layer, geometry) else "its offsets exceed 32 bits"
+    return "" if fits(layer, call.geometry) else "its offsets exceed 32 bits"
 
 
 def _candidate(
@@ -223,7 +231,12 @@ def _as_good_as_dense(
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
 
 
-def parse_schedule(text: str) -> Schedule:
+def parse_schedule(text: str) -> AnySchedule:
     """Inverse of `str(schedule)`."""
+    for kind, in_place in (("bitmap P", False), ("in place P", True)):
+        if text.startswith(kind):
+            return FewTokens(int(text.removeprefix(kind)), in_place)
+    if text == "depthwise":
+        return Depthwise()
     fields = {part[0]: int(part[1:]) for part in text.split()}
     return Schedule(fields["V"], fields["K"], fields.get("P", 0))

@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from sparsecomp.codegen.bitmap import BLOCK
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.schedules import pass_bytes
 from sparsecomp.codegen.timings import Record
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes
 from sparsecomp.layer import Layer
-from sparsecomp.region import RowsKernelChoice
+from sparsecomp.pattern import RowBlocks
+from sparsecomp.region import Depthwise, FewTokens, RowsKernelChoice, Schedule
 
 Work = Mapping[str, float]
 """Amount of each kind of work."""
@@ -49,7 +51,48 @@ def work_of(
     layer: Layer, geometry: Geometry, lengths: Tensor, how: RowsKernelChoice, machine: Machine
 ) -> dict[str, float]:
     """The work of one kernel on the layer's example. lengths: of the list of each block of rows."""
-    rows, schedule, listed = how.pattern.rows, how.schedule, not how.pattern.shared
+    entries = float(lengths.sum())
+    match how.schedule:
+        case FewTokens():
+            return _few_tokens(layer, entries, how, how.schedule)
+        case Depthwise():
+            return _depthwise(layer, geometry, machine)
+        case _:
+            return _gathered(layer, geometry, lengths, how.pattern, how.schedule, machine)
+
+
+def _few_tokens(layer: Layer, entries: float, how: RowsKernelChoice, schedule: FewTokens) -> dict[str, float]:
+    blocks, dense = layer.rows * math.ceil(layer.columns / BLOCK), how.pattern.shared
+    streamed = blocks * BLOCK * FLOAT if dense else entries * FLOAT + blocks * BLOCK / 8
+    return dict.fromkeys(STARTING_COSTS, 0.0) | {
+        "calls": 1.0,
+        "multiply-adds": float(blocks * layer.output_size[1]),
+        "entries": 0.0 if dense else float(blocks),  # each is expanded
+        "stream bytes": streamed,
+        "unfetched bytes": 0.0 if schedule.ahead else streamed,
+    }
+
+
+def _depthwise(layer: Layer, geometry: Geometry, machine: Machine) -> dict[str, float]:
+    vectors, _ = _extent(layer, geometry, 1, machine)
+    taps = layer.rows * layer.columns * vectors
+    return dict.fromkeys(STARTING_COSTS, 0.0) | {
+        "calls": 1.0,
+        "multiply-adds": taps,
+        "loads": taps,
+        "visits": float(layer.rows),
+    }
+
+
+def _gathered(
+    layer: Layer,
+    geometry: Geometry,
+    lengths: Tensor,
+    pattern: RowBlocks,
+    schedule: Schedule,
+    machine: Machine,
+) -> dict[str, float]:
+    rows, listed = pattern.rows, not pattern.shared
     entries, groups = float(lengths.sum()), len(lengths)
     columns = layer.columns if listed else int(lengths.max())
     passes = max(1, math.ceil(columns / schedule.columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen.layout import source_geometry
 from sparsecomp.codegen.stream import Stream, StreamStore, read_stream
+from sparsecomp.cost import RegionTimes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, stored_elements
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule, SectionOp, run_section
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import SectionOp, run_section
 
 PER_ELEMENT = {1: 2.0, 2: 1.5, 4: 1.1, 8: 1.1}
 """Cost of a stored element by rows per block, where a dense one costs 1: a stand-in for measured time."""
@@ -28,12 +31,21 @@ class ReferenceRegion:
         geometry = source_geometry(body.section)
         self._stream_of = {
             op.site: streams.get(op.layer, geometry[op.site], body.how[op.site], body.packed.get(op.site))
-            for op in body.section.ops
+            for op in body.section.layers
         }
 
     @property
     def streams(self) -> Sequence[Stream]:
         return tuple(self._stream_of.values())
+
+    @property
+    def labels(self) -> Sequence[tuple[str, str]]:
+        return [("the whole section", "plain PyTorch")]
+
+    def call_seconds(self, inputs: Sequence[Tensor]) -> list[float]:
+        start = time.perf_counter()
+        self.run(inputs)
+        return [time.perf_counter() - start]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
@@ -43,14 +55,13 @@ class ReferenceRegion:
         return read_stream(self._stream_of[op.site])
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
-        layers = {op.target: op.layer for op in self.body.section.ops}
-        linear = self.body.section.ops[0].layer.op == "linear"
-        leading = tuple(inputs[0].shape[:-1] if linear else inputs[0].shape[:1])
-        shapes = []
-        for name in self.body.section.outputs:
-            layer = layers[name]
-            shapes.append((*leading, layer.rows, *(() if linear else layer.output_size)))
-        return shapes
+        section = self.body.section
+        first = next(name for name in section.inputs if name not in {op.mask for op in section.works})
+        x = inputs[section.inputs.index(first)]
+        return [
+            (x.shape[0], *shape[1:]) if section.images else (*x.shape[:-1], shape[-1])
+            for shape in map(section.output_shape, section.outputs)
+        ]
 
 
 class StoredCost:
@@ -74,8 +85,5 @@ class StoredCost:
     def conversion(self, layer: Layer) -> float:
         return 0.0
 
-    def elementwise(self, layer: Layer) -> float:
-        return 0.0
-
-    def region(self, body: Body, prepare: object) -> float:
-        return 0.0
+    def region(self, body: Body, prepare: object) -> RegionTimes:
+        return RegionTimes(0.0, 0.0)

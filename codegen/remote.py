@@ -18,7 +18,7 @@ import tvm
 from torch import Tensor
 from tvm import rpc
 
-from sparsecomp.codegen.call import Call
+from sparsecomp.codegen.call import Call, grid_for
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.remote_kernel import Space, remote_module, tensors_of
 from sparsecomp.codegen.stream import Stream, make_stream
@@ -48,9 +48,11 @@ class RemoteBench:
 
     def race(self, call: Call, kernels: Sequence[RowsKernelChoice | None]) -> list[float]:
         wanted = [kernel for kernel in kernels if kernel is not None]
-        packed = {pattern: pack(call.matrix, pattern) for pattern in {how.pattern for how in wanted}}
+        patterns = {how.pattern for how in wanted}
+        packed = {pattern: pack(call.matrix, pattern, call.layer.groups) for pattern in patterns}
         streams = [
-            make_stream(packed[how.pattern], call.layer, call.geometry, how.schedule) for how in wanted
+            make_stream(packed[how.pattern], call.layer, grid_for(how.schedule, call.geometry), how.schedule)
+            for how in wanted
         ]
         seconds = iter(self._timed(streams) if streams else [])
         return [math.inf if kernel is None else next(seconds) for kernel in kernels]
@@ -72,7 +74,8 @@ class RemoteBench:
 
         session.upload(bytearray(path.read_bytes()), path.name)
         module = session.load_module(path.name)
-        x_floats, y_floats = Space.of(streams[0], self.threads).floats
+        sizes = [Space.of(stream, self.threads).floats for stream in streams]
+        x_floats, y_floats = (max(size) for size in zip(*sizes, strict=True))
         x, y = sent(torch.randn(x_floats)), sent(torch.zeros(y_floats))
         arguments = [[*map(sent, tensors_of(stream)), x, y] for stream in streams]
         best = [math.inf] * len(streams)

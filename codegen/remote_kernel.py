@@ -18,32 +18,42 @@ from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import SLACK, value_size
 from sparsecomp.codegen.call import single
+from sparsecomp.codegen.calls import RULES, order_arguments, specify, takes_tokens, takes_vectors
 from sparsecomp.codegen.cpu.emit import Expr, i64
-from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.layout import lay_out
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.stream import Stream
-from sparsecomp.geometry import FLOAT, TILE, Planes
+from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
-from sparsecomp.region import RowsKernelChoice, Value
+from sparsecomp.region import Region, Rows, RowsKernelChoice, Value
 
 
 @dataclass(frozen=True)
 class Space:
-    """Where a layer's kernels read X and write Y, in tensors of their own."""
+    """A layer's kernel, and where it reads X and writes Y, in tensors of their own."""
 
-    x: Value
-    y: Value
+    region: Region
+    call: Rows
+    items: int
+    """Tiles of tokens, or images."""
     copies: int
     """Threads that work apart, each on an item."""
 
     @staticmethod
     def of(stream: Stream, threads: int) -> Space:
         how = RowsKernelChoice(stream.pattern, stream.schedule)
-        region = lay_out(single(stream.layer), [how], [stream.kept])
+        region = lay_out(single(stream.layer, tokens_first=how.tokens_first), [how], [stream.kept])
         (call,) = region.rows_calls
-        copies = threads if items_of(stream.layer) >= threads else 1
-        return Space(region.value[call.source], region.value[call.target], copies)
+        items = _items(stream.layer, region)
+        return Space(region, call, items, threads if items >= threads else 1)
+
+    @property
+    def x(self) -> Value:
+        return self.region.value[self.call.source]
+
+    @property
+    def y(self) -> Value:
+        return self.region.value[self.call.target]
 
     @property
     def floats(self) -> tuple[int, int]:
@@ -51,65 +61,47 @@ class Space:
         return size_of(self.x) * self.copies, size_of(self.y) * self.copies
 
 
+def _items(layer: Layer, region: Region) -> int:
+    if region.tokens is None:
+        return layer.input_shape[0]
+    return math.ceil(math.prod(layer.input_shape[:-1]) / region.tokens.tile)
+
+
 def size_of(value: Value) -> int:
     """Floats of one copy."""
     return value_size(value) + 2 * SLACK
 
 
-def items_of(layer: Layer) -> int:
-    """Tiles of tokens, or images."""
-    if layer.op == "linear":
-        return math.ceil(math.prod(layer.input_shape[:-1]) / TILE)
-    return layer.input_shape[0]
-
-
-def tensors_of(stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
+def tensors_of(stream: Stream) -> tuple[Tensor, ...]:
     """What a kernel takes before X and Y; never empty."""
-    padded = stream.data if len(stream.data) else stream.data.new_zeros(1)
-    index = stream.index if len(stream.index) else stream.index.new_zeros(1)
-    return index, padded, stream.balance
+    return tuple(part if len(part) else part.new_zeros(1) for part in stream.parts)
 
 
 def remote_module(streams: Sequence[Stream], machine: Machine, threads: int) -> tvm.IRModule:
-    """Public functions `timed0`, `timed1`, ... of (index, data, balance, X, Y), one for each stream; the
+    """Public functions `timed0`, `timed1`, ... of (index, data, balance, order, X, Y), one for each stream; the
     tensors must start where their memory does."""
-    functions = {
-        f"kernel{number}": gathered_rows(f"kernel{number}", _spec(stream, machine), machine)
-        for number, stream in enumerate(streams)
-    }
+    spaces = [Space.of(stream, threads) for stream in streams]
+    functions = {}
+    for number, space in enumerate(spaces):
+        spec = specify(space.call, space.region, machine)
+        functions[f"kernel{number}"] = RULES[type(spec)](f"kernel{number}", spec, machine)
     module = tvm.IRModule(functions)
     names = {name: module.get_global_var(name) for name in functions}
-    for number, stream in enumerate(streams):
-        main = _timed(f"timed{number}", names[f"kernel{number}"], stream, machine, threads)
+    for number, (space, stream) in enumerate(zip(spaces, streams, strict=True)):
+        main = _timed(f"timed{number}", names[f"kernel{number}"], space, stream.layer, machine, threads)
         module.update_func(tvm.ir.GlobalVar(f"timed{number}"), main)
     return module
 
 
-def _spec(stream: Stream, machine: Machine) -> RowsKernel:
-    target = Space.of(stream, 1).y.geometry
-    columns = stream.kept if stream.pattern.shared else stream.layer.columns
-    return RowsKernel(
-        groups=stream.groups,
-        columns=stream.kept,
-        passes=max(1, -(-columns // stream.schedule.columns)),
-        pattern=stream.pattern,
-        schedule=stream.schedule,
-        vectors=-(-target.columns // machine.lanes) if isinstance(target, Planes) else 0,
-        target_plane=target.plane,
-        operand_planes=(),
-        epilogue="",
-        masked=False,
-    )
-
-
 def _timed(
-    name: str, kernel: tvm.ir.GlobalVar, stream: Stream, machine: Machine, threads: int
+    name: str, kernel: tvm.ir.GlobalVar, space: Space, layer: Layer, machine: Machine, threads: int
 ) -> tvm.tirx.PrimFunc:
-    space, items = Space.of(stream, threads), items_of(stream.layer)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True})
-        tensors = [T.arg(label, T.handle("int64")) for label in ("index", "data", "balance", "x", "y")]
+        tensors = [
+            T.arg(label, T.handle("int64")) for label in ("index", "data", "balance", "order", "x", "y")
+        ]
         *weights, x, y = [_address(tensor) for tensor in tensors]
 
         def call(item: Expr, copy: Expr, part: Expr, parts: int) -> None:
@@ -117,11 +109,11 @@ def _timed(
                 T.bind(start + (i64(copy) * size_of(value) + (SLACK + value.geometry.origin)) * FLOAT)
                 for start, value in ((x, space.x), (y, space.y))
             ]
-            vectors = _vectors(item, stream.layer, machine)
-            arguments = [*weights, *places, places[0], part, T.int32(parts), vectors]
-            T.evaluate(T.Call(kernel, arguments, ret_ty="void"))
+            addresses = order_arguments(space.call.schedule, weights, (*places, places[0]))
+            numbers = [part, T.int32(parts), *_extent(item, layer, space, machine)]
+            T.evaluate(T.Call(kernel, [*addresses, *numbers], ret_ty="void"))
 
-        _walk(call, items, threads)
+        _walk(call, space.items, threads)
     return builder.get()
 
 
@@ -147,10 +139,13 @@ def _address(tensor: Expr) -> Expr:
     return T.bind(T.decl_buffer((1,), "int64", data=tensor, align=8)[0])
 
 
-def _vectors(item: Expr, layer: Layer, machine: Machine) -> Expr:
-    """Of an item of tokens; the last may have fewer. Images know theirs."""
-    if layer.op != "linear":
-        return T.int32(0)
-    tokens = math.prod(layer.input_shape[:-1])
-    left = T.bind(T.min(tokens - item * TILE, T.int32(TILE)))
-    return T.truncdiv(left + (machine.lanes - 1), T.int32(machine.lanes))
+def _extent(item: Expr, layer: Layer, space: Space, machine: Machine) -> list[Expr]:
+    """The last number that the kernel takes, if it takes one: vectors of columns, or tokens."""
+    tokens, lanes = space.region.tokens, machine.lanes
+    left = T.int32(0)
+    if tokens is not None:
+        count = math.prod(layer.input_shape[:-1])
+        left = T.bind(T.min(count - item * tokens.tile, T.int32(tokens.tile)))
+    if takes_tokens(space.call, space.region):
+        return [left]
+    return [T.truncdiv(left + (lanes - 1), T.int32(lanes))] if takes_vectors(space.call, space.region) else []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import pairwise
 
+from sparsecomp.codegen.cpu.bitmap_rows import refusal
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
-from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Schedule
+from sparsecomp.pattern import IN_PLACE, RowBlocks
+from sparsecomp.region import FEW_TOKENS, AnySchedule, Depthwise, FewTokens, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
@@ -17,8 +18,38 @@ DISTANCES = (STREAM_AHEAD, 0, 64, 256)
 """All that a search tries."""
 WIDEST = 16
 """Vectors per row that a search tries at most."""
+FEW_TOKENS_AHEAD = (512, 0, 256, 1024)
+"""Floats of the values that the kernel for few tokens fetches ahead."""
 SHARES_OF_L1 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 0.0)
 """Of the L1 cache, that X may fill in a pass; 0 for a single pass."""
+
+
+VERY_FEW_TOKENS = 4
+"""Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
+
+
+def candidates(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
+    """All schedules worth timing for the layer."""
+    few = few_tokens(layer, pattern, machine)
+    if only_few_tokens(layer, machine) or pattern == IN_PLACE:
+        return list(few)
+    depthwise = layer.groups == layer.rows > 1 and layer.weight_shape[1] == 1 and pattern == RowBlocks(1)
+    return [*[Depthwise()] * depthwise, *schedules(layer, geometry, pattern, machine), *few]
+
+
+def only_few_tokens(layer: Layer, machine: Machine) -> bool:
+    """Whether no other kernel than that for few tokens is worth timing."""
+    return layer.op == "linear" and layer.output_size[1] <= VERY_FEW_TOKENS and not refusal(machine)
+
+
+def few_tokens(layer: Layer, pattern: RowBlocks, machine: Machine) -> list[FewTokens]:
+    """The kernel for few tokens, with and without fetching ahead, where it serves the layer."""
+    serves = layer.op == "linear" and layer.output_size[1] <= FEW_TOKENS and not refusal(machine)
+    if not serves or not (pattern == RowBlocks(1) or pattern.shared):
+        return []
+    if pattern == IN_PLACE:
+        return [FewTokens(ahead, in_place=True) for ahead in (0, 256)]
+    return [FewTokens(0)] if pattern.shared else [FewTokens(512), FewTokens(0)]
 
 
 def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[Schedule]:
@@ -30,9 +61,13 @@ def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Mac
     return list(dict.fromkeys(found))
 
 
-def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[Schedule]:
-    """Every schedule worth a trial, `schedules` first: vectors as registers hold them, passes on a grid."""
-    found = schedules(layer, geometry, pattern, machine)
+def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
+    """Every schedule worth a trial, `candidates` first: vectors as registers hold them, passes on a grid."""
+    found = candidates(layer, geometry, pattern, machine)
+    if few_tokens(layer, pattern, machine):
+        found += [FewTokens(ahead, pattern == IN_PLACE) for ahead in FEW_TOKENS_AHEAD]
+    if only_few_tokens(layer, machine) or pattern == IN_PLACE:
+        return list(dict.fromkeys(found))
     distances = (0,) if pattern.shared else DISTANCES
     for vectors in range(1, _widest(geometry, pattern, machine) + 1):
         passes = {_pass(layer, geometry, vectors, share, machine): None for share in SHARES_OF_L1}

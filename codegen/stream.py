@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.geometry import Geometry, offsets
+from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap, shares_of
+from sparsecomp.codegen.shares import balance
+from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
-from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
 
-SHARES = 64
-"""The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
 GROUP_COST = 4
 """Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
 
@@ -34,25 +34,43 @@ class Stream:
     data: float32. With a list per block: entries of R values and the bits of their int32 offset. With a
         shared list: values only, [pass][block][column of the pass][R].
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
+    order: int32 [blocks * R], the row of the weight that each row of a block is.
+
+    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`). Of a
+    depthwise convolution `data` has the weight as it is, and the others are empty.
     """
 
     layer: Layer
     geometry: Geometry
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: AnySchedule
     index: Tensor
     data: Tensor
     balance: Tensor
+    order: Tensor
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """As a kernel takes them."""
+        if isinstance(self.schedule, FewTokens):
+            return self.index, self.order, self.data, self.balance
+        return self.index, self.data, self.balance, self.order
 
     @property
     def nbytes(self) -> int:
-        """Values, offsets and pointers."""
-        return sum(t.numel() * t.element_size() for t in (self.index, self.data, self.balance))
+        """Values, offsets and pointers; also of values that lie with the model."""
+        return sum(part.numel() * part.element_size() for part in self.parts)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether `data` is the model's own tensor."""
+        return isinstance(self.schedule, FewTokens) and self.schedule.in_place
 
     @property
     def kept(self) -> int:
         """Length of the shared list, 0 without one."""
-        return len(self.index) if self.pattern.shared else 0
+        listed = self.pattern.shared and not isinstance(self.schedule, FewTokens)
+        return len(self.index) if listed else 0
 
     @property
     def groups(self) -> int:
@@ -61,17 +79,32 @@ class Stream:
 
 def fits(layer: Layer, geometry: Geometry) -> bool:
     """Whether all offsets fit 32 bits, as streams hold them."""
+    if isinstance(geometry, TokenRows):
+        return True  # there are none
     return bool(np.abs(offsets(layer, geometry)).max() < 2**31)
 
 
-def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: Schedule) -> Stream:
+def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: AnySchedule) -> Stream:
     """Raises OverflowError when an offset does not fit 32 bits."""
+    if isinstance(schedule, FewTokens):
+        if schedule.in_place:
+            nothing = torch.empty(0, dtype=torch.int32)
+            parts = (nothing, packed.values, shares_of(layer.rows), nothing)
+            return Stream(layer, geometry, packed.pattern, schedule, *parts)
+        made = make_bitmap(packed)
+        parts = (made.index, made.values, made.balance, made.masks)
+        return Stream(layer, geometry, packed.pattern, schedule, *parts)
+    if isinstance(schedule, Depthwise):
+        nothing = torch.empty(0, dtype=torch.int32)
+        weights = unpack(packed).flatten()
+        return Stream(layer, geometry, packed.pattern, schedule, nothing, weights, nothing, nothing)
     if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
     make = _shared_stream if packed.pattern.shared else _listed_stream
     index, data, work = make(packed, layer, table.int(), schedule)
-    return Stream(layer, geometry, packed.pattern, schedule, index, data, _balance(work))
+    order = packed.order if packed.pattern.live_first else packed.order[:0]
+    return Stream(layer, geometry, packed.pattern, schedule, index, data, balance(work + GROUP_COST), order)
 
 
 def _passes(columns: int, schedule: Schedule) -> int:
@@ -93,9 +126,16 @@ def _listed_stream(
     rows = packed.pattern.rows
     data = torch.empty(len(order), rows + 1)
     data[:, :rows] = packed.values[order]
-    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
-    data[:, rows].view(torch.int32).copy_(table[conv_group, columns][order])
+    data[:, rows].view(torch.int32).copy_(
+        table[_conv_groups(layer, packed.order, rows)[group], columns][order]
+    )
     return index, data.flatten(), lengths
+
+
+def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
+    """The group of the convolution that each block of rows belongs to; rows that fill up belong to the last."""
+    of_row = order.long().clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    return of_row.reshape(-1, rows)[:, 0]
 
 
 def _shared_stream(
@@ -108,19 +148,16 @@ def _shared_stream(
     return table[0, packed.columns.long()], data, work
 
 
-def _balance(work: Tensor) -> Tensor:
-    """Blocks at which the work so far passes each 64th of the total."""
-    total = (work + GROUP_COST).cumsum(0).numpy()
-    cuts = np.arange(1, SHARES) * total[-1] / SHARES
-    inner = np.searchsorted(total, cuts, side="left") + 1
-    return torch.from_numpy(
-        np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]]).astype(np.int32)
-    )
-
-
 def read_stream(stream: Stream) -> Tensor:
     """The matrix rows x columns, exactly as it was packed."""
     layer, rows = stream.layer, stream.pattern.rows
+    if stream.in_place:
+        return stream.data.detach()
+    if isinstance(stream.schedule, FewTokens):
+        shape = (layer.rows, layer.columns)
+        return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
+    if isinstance(stream.schedule, Depthwise):
+        return stream.data.reshape(layer.rows, layer.columns)
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
         columns = _columns_of(stream.index, table[0])
@@ -129,11 +166,15 @@ def read_stream(stream: Stream) -> Tensor:
         passes = [part.reshape(stream.groups, -1, rows) for part in torch.split(stream.data, sizes)]
         values = torch.cat(passes, dim=1) if passes else stream.data.reshape(stream.groups, 0, rows)
         pointers = torch.tensor([0, kept], dtype=torch.int32)
-        return unpack(PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers))
+        order = torch.arange(stream.groups * rows)
+        return unpack(
+            PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers, order)
+        )
     entries = stream.data.reshape(-1, rows + 1)
     slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
     group = slots % stream.groups
-    conv_group = (group * rows).clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
+    order = stream.order if stream.pattern.live_first else torch.arange(stream.groups * rows)
+    conv_group = _conv_groups(layer, order, rows)[group]
     found = entries[:, rows].contiguous().view(torch.int32)
     columns = torch.empty_like(found)
     for g in range(layer.groups):
@@ -141,7 +182,8 @@ def read_stream(stream: Stream) -> Tensor:
         columns[chosen] = _columns_of(found[chosen], table[g])
     matrix = entries.new_zeros(stream.groups, rows, layer.columns)
     matrix[group, :, columns.long()] = entries[:, :rows]
-    return matrix.reshape(-1, layer.columns)[: layer.rows]
+    found = matrix.reshape(-1, layer.columns)[: layer.rows]
+    return torch.empty_like(found).index_copy_(0, order[: layer.rows].long(), found)
 
 
 def _columns_of(found: Tensor, table: Tensor) -> Tensor:
@@ -168,7 +210,7 @@ class StreamStore:
         key = (layer.weight, layer.reading, layer.padding, geometry, how)
         with self._lock:
             if key not in self._streams:
-                packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern)
+                packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern, layer.groups)
                 made = make_stream(packed, layer, geometry, how.schedule)
                 self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
             return self._streams[key]

@@ -30,11 +30,12 @@ import torch
 import tvm
 from filelock import FileLock
 
-from sparsecomp import geometry, layer, pattern, region
+from sparsecomp import geometry, layer, pattern, region, section, work
 from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.codegen.signature import packed_signature
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
+from sparsecomp.section import WorkOp
 
 LOG = logging.getLogger(__name__)
 FORMAT = 2
@@ -107,7 +108,7 @@ def _now() -> str:
 def generator() -> str:
     """Names the state of the code that shapes kernels: what another state measured may not hold for it."""
     digest = hashlib.sha256()
-    nouns = [Path(str(module.__file__)) for module in (geometry, region, pattern, layer)]
+    nouns = [Path(str(module.__file__)) for module in (geometry, region, section, work, pattern, layer)]
     for path in (*sorted(Path(__file__).parent.rglob("*.py")), *nouns):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -129,12 +130,21 @@ def region_key(machine: Machine, threads: int, body: Body) -> Key:
     tensors = {name: number for number, name in enumerate(section.inputs)}
     calls = []
     for op in section.ops:
+        if isinstance(op, WorkOp):
+            reads = [tensors[name] for name in (*op.sources, *op.tensors)]
+            tensors[op.target] = len(tensors)
+            calls.append(f"{_work(op)} epilogue {op.epilogue or 'none'} reads {reads}")
+            continue
         kernel = f"{body.how[op.site]} {packed_signature(body.packed[op.site])}"
         reads = [tensors[name] for name in (op.source, *op.tensors)]
         tensors[op.target] = len(tensors)
         calls.append(f"{call_of(op.layer)}; {kernel} epilogue {op.epilogue or 'none'} reads {reads}")
     calls.append(f"returns {[tensors[name] for name in section.outputs]}")
     return Key("; ".join(calls), "region", "", threads, device_of(machine), versions())
+
+
+def _work(op: WorkOp) -> str:
+    return f"{op.work!r} inputs {', '.join(map(_shape, op.input_shapes))}"
 
 
 def call_of(layer: Layer) -> str:

@@ -22,7 +22,7 @@ from sparsecomp.codegen.call import Call, kernel_of
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.measure import parse_schedule, refusals
 from sparsecomp.codegen.predict import CostModel, fit
-from sparsecomp.codegen.schedules import schedules, space
+from sparsecomp.codegen.schedules import candidates, space
 from sparsecomp.codegen.stopwatch import FAR_BEHIND
 from sparsecomp.codegen.timings import Key, Record, Timings, call_of, device_of, versions
 from sparsecomp.codegen.workbench import Bench
@@ -97,7 +97,7 @@ class Search:
     ) -> None:
         self.call, self.names, self.timings = call, tuple(names), timings
         self.machine, self.threads = machine, threads
-        self.patterns = patterns_of(call)
+        self.patterns = patterns_of(call, machine)
         self.key = search_key(call, machine, threads)
         found = timings.search(self.key)
         self.standing = Standing(**found.details) if found else None
@@ -116,7 +116,7 @@ class Search:
 
     @cached_property
     def defaults(self) -> list[RowsKernelChoice]:
-        return self._kernels(schedules)
+        return self._kernels(candidates)
 
     @cached_property
     def kernels(self) -> list[RowsKernelChoice]:
@@ -302,13 +302,13 @@ class Search:
         )
 
 
-def patterns_of(call: Call) -> tuple[RowBlocks, ...]:
+def patterns_of(call: Call, machine: Machine) -> tuple[RowBlocks, ...]:
     """Those that compilations time."""
-    refused = refusals(call.layer, call.stored)
+    refused = refusals(call, machine)
     return tuple(pattern for pattern in PATTERNS if not refused[pattern])
 
 
 def search_key(call: Call, machine: Machine, threads: int) -> Key:
     """Of a call with all its patterns: two weights share a search only where all of these agree."""
-    signature = " | ".join(f"{pattern}: {call.signature(pattern)}" for pattern in patterns_of(call))
+    signature = " | ".join(f"{pattern}: {call.signature(pattern)}" for pattern in patterns_of(call, machine))
     return Key(call_of(call.layer), "search", signature, threads, device_of(machine), versions())

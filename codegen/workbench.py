@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
-from sparsecomp.codegen.call import Call
+from sparsecomp.codegen.call import Call, grid_for
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.measure import Meter
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn
@@ -77,8 +77,9 @@ class LocalBench:
 
     def _make(self, call: Call, how: RowsKernelChoice) -> Contestant | None:
         if how.pattern not in self._packed:
-            self._packed[how.pattern] = pack(call.matrix, how.pattern)
-        stream = make_stream(self._packed[how.pattern], call.layer, call.geometry, how.schedule)
+            self._packed[how.pattern] = pack(call.matrix, how.pattern, call.layer.groups)
+        grid = grid_for(how.schedule, call.geometry)
+        stream = make_stream(self._packed[how.pattern], call.layer, grid, how.schedule)
         try:
             return self._meter.kernel(call.layer, stream)
         except Exception:

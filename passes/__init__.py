@@ -17,11 +17,15 @@ from sparsecomp.cost import Cost
 from sparsecomp.layer import Layer
 from sparsecomp.passes.choose_kernels import ChooseKernels
 from sparsecomp.passes.find_layers import FindLayers
+from sparsecomp.passes.find_work import FindWork
 from sparsecomp.passes.fold_constants import FoldConstants
+from sparsecomp.passes.form_attention import FormAttention
 from sparsecomp.passes.fuse_epilogues import FuseEpilogues
 from sparsecomp.passes.keep_choices import KeepChoices
+from sparsecomp.passes.keep_token_shape import KeepTokenShape
 from sparsecomp.passes.measure_weights import MeasureWeights
 from sparsecomp.passes.outline_regions import OutlineRegions
+from sparsecomp.passes.recognise_composites import RecogniseComposites
 from sparsecomp.passes.remove_copies import RemoveCopies
 from sparsecomp.passes.rewrite_sparse import Packed, RewriteSparse
 from sparsecomp.pipeline import Pass
@@ -29,7 +33,13 @@ from sparsecomp.pipeline import Pass
 
 def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pass, ...]:
     """What is found: layers and the structure of their zeros."""
-    return (RemoveCopies(), FoldConstants(), FindLayers(inputs, skip), MeasureWeights())
+    return (
+        RemoveCopies(),
+        RecogniseComposites(),
+        FoldConstants(),
+        FindLayers(inputs, skip),
+        MeasureWeights(),
+    )
 
 
 def choosing(
@@ -47,6 +57,13 @@ def keeping(settled: Mapping[Layer, Choice]) -> tuple[Pass, ...]:
     return (KeepChoices(settled),)
 
 
-def rewriting(prefix: str, packed: Packed | None = None) -> tuple[Pass, ...]:
+def rewriting(prefix: str, inputs: tuple[Tensor, ...], packed: Packed | None = None) -> tuple[Pass, ...]:
     """What is made of it: primitives, fused and grouped into regions. `packed` is kept from one time to the next."""
-    return (RewriteSparse({} if packed is None else packed), FuseEpilogues(), OutlineRegions(prefix))
+    return (
+        RewriteSparse({} if packed is None else packed),
+        KeepTokenShape(),
+        FuseEpilogues(),
+        FormAttention(),
+        FindWork(inputs),
+        OutlineRegions(prefix),
+    )

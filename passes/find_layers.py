@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from sparsecomp.layer import Layer
 from sparsecomp.passes.remove_copies import PADS
 from sparsecomp.program import Program, attribute, operator_name
+from sparsecomp.region import FEW_TOKENS
 
 aten = torch.ops.aten
 
@@ -225,11 +227,14 @@ class FindLayers:
                         found[node.name] = match
                 elif any(_constants(node)) or node.target in ALWAYS_LAYERS:
                     untouched[node.name] = _module_path(node.name), match
+        shapes = _input_shapes(program, found, self.inputs)
         for site, reader in _needed_dense(program.graph, found).items():
+            if _readable_in_place(found[site], shapes[site]):
+                found[site][1]["held_by"] = reader
+                continue
             weight, _ = found.pop(site)
             reason = f"its weight is also read by {reader}, which needs it dense"
             untouched[site] = _module_path(weight.name), reason
-        shapes = _input_shapes(program, found, self.inputs)
         layers = {
             site: _layer(program.graph, site, weight, fields, shapes[site])
             for site, (weight, fields) in found.items()
@@ -265,6 +270,13 @@ def _needed_dense(
                 if user.name not in found or found[user.name][0].name != node.target:
                     others.setdefault(str(node.target), operator_name(user))
     return {site: others[weight.name] for site, (weight, _) in found.items() if weight.name in others}
+
+
+def _readable_in_place(found: tuple[Weight, dict[str, Any]], input_shape: tuple[int, ...]) -> bool:
+    """Whether there is a kernel for a dense weight as it lies: for few tokens, row after row."""
+    weight, fields = found
+    few = math.prod(input_shape[:-1]) <= FEW_TOKENS
+    return fields["op"] == "linear" and few and not weight.transposed and weight.value.is_contiguous()
 
 
 def _readers(weight: fx.Node) -> Iterator[fx.Node]:

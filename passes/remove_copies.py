@@ -52,16 +52,16 @@ def _may_view(node: fx.Node) -> bool:
     return schema is not None and any(result.alias_info for result in schema.returns)
 
 
-def _returned(node: fx.Node) -> bool:
+def is_returned(node: fx.Node) -> bool:
     """Whether the node, or something that may be a view of it, is an output."""
-    return any(user.op == "output" or (_may_view(user) and _returned(user)) for user in node.users)
+    return any(user.op == "output" or (_may_view(user) and is_returned(user)) for user in node.users)
 
 
 def _removable(node: fx.Node) -> bool:
     copies = node.target is aten.clone.default and node.kwargs.get("memory_format") in KEEPS_FORMAT
     drops_nothing = node.target in DROPOUTS and node.args[2] is False
     pads_nothing = node.target in PADS and not any(node.args[1])  # type: ignore[arg-type]
-    return (copies or drops_nothing or pads_nothing or _converts_nothing(node)) and not _returned(node)
+    return (copies or drops_nothing or pads_nothing or _converts_nothing(node)) and not is_returned(node)
 
 
 def _converts_nothing(node: fx.Node) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor, fx
 
 from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import activation
-from sparsecomp.pattern import PackedRows, RowBlocks, pack
+from sparsecomp.pattern import IN_PLACE, PackedRows, RowBlocks, pack
 from sparsecomp.primitives import ROWS_CONV2D, ROWS_LINEAR
-from sparsecomp.program import Program
+from sparsecomp.program import Program, attribute
 
 aten = torch.ops.aten
 
@@ -48,18 +48,25 @@ class RewriteSparse:
             layer, pattern = program.layers[node.name], chosen[node.name].pattern
             key = (layer.weight, layer.transposed, pattern)
             if key not in self.packed:
-                self.packed[key] = pack(program.weight(node.name), pattern)
+                self.packed[key] = _packed(program, node.name, pattern)
             if key not in registered:
                 registered[key] = _register(graph, node.name, self.packed[key])
-            _rewrite(graph.graph, node, layer, registered[key], pattern.rows, pattern.shared)
+            _rewrite(graph.graph, node, layer, registered[key], pattern)
         return program.with_graph(graph)
+
+
+def _packed(program: Program, site: str, pattern: RowBlocks) -> PackedRows:
+    layer = program.layers[site]
+    if pattern == IN_PLACE:  # the very tensor: who moves its data is followed
+        return pack(attribute(program.graph, layer.weight), pattern)
+    return pack(program.weight(site), pattern, layer.groups)
 
 
 def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.Node, ...]:
     """Buffers for the packed weights, read at the start of the graph, where all sites can reach them."""
     nodes = []
     first = next(iter(graph.graph.nodes))
-    for part in ("values", "columns", "pointers"):
+    for part in ("values", "columns", "pointers", "order"):
         tensor: Tensor = getattr(packed, part)
         graph.register_buffer(f"{site}_{part}", tensor)
         with graph.graph.inserting_before(first):
@@ -70,13 +77,14 @@ def _register(graph: fx.GraphModule, site: str, packed: PackedRows) -> tuple[fx.
 
 
 def _rewrite(
-    graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], block: int, shared: bool
+    graph: fx.Graph, node: fx.Node, layer: Layer, packed: tuple[fx.Node, ...], pattern: RowBlocks
 ) -> None:
     x, bias = activation(node), _bias(node)
     if bias is not None and (bias.op != "get_attr" or tuple(bias.meta["val"].shape) != (layer.rows,)):
         _add_after(graph, node, layer, bias)
         bias = None
-    weight: tuple[Any, ...] = (*packed, block, shared, list(layer.weight_shape))
+    flags = (pattern.rows, pattern.shared, pattern.live_first)
+    weight: tuple[Any, ...] = (*packed, *flags, list(layer.weight_shape))
     epilogue: tuple[Any, ...] = ("bias", [bias]) if bias is not None else ("", [])
     if layer.op == "linear":
         node.target, node.args, node.kwargs = ROWS_LINEAR, (x, *weight, *epilogue), {}

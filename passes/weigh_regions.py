@@ -4,37 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sparsecomp.cost import Cost
-from sparsecomp.epilogue import split_steps
-from sparsecomp.program import Body, Program
-
-
-def pytorch_seconds(program: Program, body: Body, cost: Cost) -> float:
-    """What the region's operators take in PyTorch: its layers, and what was fused into them.
-
-    A bias is part of PyTorch's own operators, and so is not counted.
-    """
-    total = 0.0
-    for op in body.section.ops:
-        total += program.choices[op.site].dense_seconds or 0.0
-        fused = sum(step != "bias" for step in split_steps(op.epilogue))
-        total += fused * cost.elementwise(op.layer)
-    return total
+from sparsecomp.cost import RegionTimes
+from sparsecomp.program import Program
 
 
 def slower_regions(
-    program: Program, seconds: Mapping[str, float], cost: Cost, min_speedup: float = 1.0
+    program: Program, times: Mapping[str, RegionTimes], min_speedup: float = 1.0
 ) -> dict[str, str]:
-    """Site -> reason, for every layer of a region that loses. `seconds`: region -> its measured time."""
+    """Site -> reason, for every layer of a region that loses. `times`: by region."""
     refused = {}
     for name, body in program.regions.items():
-        pytorch = pytorch_seconds(program, body, cost)
-        if seconds[name] * min_speedup >= pytorch > 0:
-            count = len(body.section.ops)
+        region, pytorch = times[name].region, times[name].pytorch
+        if region * min_speedup >= pytorch > 0:
+            count = len(body.section.layers)
             layers = "this layer" if count == 1 else f"its region of {count} layers"
             reason = (
-                f"with layout conversions {layers} would take {seconds[name] * 1e3:.3f} ms "
+                f"with layout conversions {layers} would take {region * 1e3:.3f} ms "
                 f"against {pytorch * 1e3:.3f} ms in PyTorch"
             )
-            refused.update({op.site: reason for op in body.section.ops})
+            refused.update({op.site: reason for op in body.section.layers})
     return refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
-from sparsecomp.cost import Cost
+from sparsecomp.cost import Cost, RegionTimes, Rivals
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
@@ -23,6 +23,7 @@ from sparsecomp.primitives import REGIONS, Runner
 from sparsecomp.program import Body, Program
 from sparsecomp.progress import Watch
 from sparsecomp.report import LayerReport, RegionReport, layer_reports
+from sparsecomp.section import run_section
 from sparsecomp.target import Target
 
 _NUMBERS = itertools.count()
@@ -83,7 +84,7 @@ class Compiler:
         program, found = run(analysis(inputs, options.skip), Program(graph))
         _check_finite(program)
         if self.settled is not None:
-            rewritten, steps = self._rewrite(keeping(self.settled), program, {}, watch)
+            rewritten, steps = self._rewrite(keeping(self.settled), program, inputs, {}, watch)
             runners = self._lower(rewritten, {}, watch)
             return self._executable(rewritten, runners, {}, (*found, *steps))
         cost = codegen.meter(options.target, options.thread_count())
@@ -92,44 +93,57 @@ class Compiler:
         while True:
             watch.stage("measuring layers", total=len(program.layers))
             passes = choosing(cost, options.min_speedup, refused, watch.item)
-            rewritten, steps = self._rewrite(passes, program, packed, watch)
+            rewritten, steps = self._rewrite(passes, program, inputs, packed, watch)
             measured: dict[str, Runner] = {}
-            seconds = self._measure(rewritten, measured, cost, watch)
-            slower = slower_regions(rewritten, seconds, cost, options.min_speedup)
+            times = self._measure(rewritten, program, measured, cost, watch)
+            slower = slower_regions(rewritten, times, options.min_speedup)
             if not slower:
                 break
             refused |= slower
         runners = self._lower(rewritten, measured, watch)
         self.settled = converted(rewritten)
         self.streams.keep([stream for runner in runners.values() for stream in runner.streams])
-        return self._executable(rewritten, runners, seconds, (*found, *steps))
+        return self._executable(rewritten, runners, times, (*found, *steps))
 
     def _rewrite(
-        self, passes: tuple[Pass, ...], program: Program, packed: Packed, watch: Watch
+        self,
+        passes: tuple[Pass, ...],
+        program: Program,
+        inputs: tuple[Tensor, ...],
+        packed: Packed,
+        watch: Watch,
     ) -> tuple[Program, list[Step]]:
         chosen, chose = run(passes, program)
         watch.stage("rewriting")
-        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", packed), chosen)
+        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", inputs, packed), chosen)
         return rewritten, [*chose, *rewrote]
 
     def _runner(self, body: Body) -> Runner:
         return codegen.lower(body, self.options.target, self.streams, self.options.thread_count)
 
     def _measure(
-        self, program: Program, runners: dict[str, Runner], cost: Cost, watch: Watch
-    ) -> dict[str, float]:
-        """Seconds of each region on inputs of the example's shapes. Regions that must run are put in `runners`."""
+        self, program: Program, dense: Program, runners: dict[str, Runner], cost: Cost, watch: Watch
+    ) -> dict[str, RegionTimes]:
+        """Times of each region on inputs of the example's shapes. Regions that must run are put in `runners`.
+
+        `dense`: the program before it was rewritten, which has the weights as they were.
+        """
         watch.stage("measuring regions", total=len(program.regions))
-        seconds: dict[str, float] = {}
+        times: dict[str, RegionTimes] = {}
         for name, body in program.regions.items():
             watch.item(name)
 
-            def prepare(name: str = name, body: Body = body) -> Callable[[], object]:
+            def prepare(name: str = name, body: Body = body) -> Rivals:
                 runners[name] = self._runner(body)
-                return partial(runners[name].run, [torch.randn(shape) for shape in body.section.input_shapes])
+                weights = {op.site: dense.weight(op.site) for op in body.section.layers}
+                inputs = [torch.randn(shape) for shape in body.section.input_shapes]
+                pytorch = partial(
+                    run_section, body.section, lambda op: weights[op.site], body.vectors, inputs
+                )
+                return partial(runners[name].run, inputs), pytorch
 
-            seconds[name] = cost.region(body, prepare)
-        return seconds
+            times[name] = cost.region(body, prepare)
+        return times
 
     def _lower(self, program: Program, measured: Mapping[str, Runner], watch: Watch) -> dict[str, Runner]:
         """Region -> runner: those that were made for measuring, and the others."""
@@ -144,7 +158,7 @@ class Compiler:
         self,
         program: Program,
         runners: Mapping[str, Runner],
-        seconds: Mapping[str, float],
+        times: Mapping[str, RegionTimes],
         steps: tuple[Step, ...],
     ) -> Executable:
         """The program without its canonical weights, its graph ready to be called."""
@@ -154,9 +168,9 @@ class Compiler:
         regions = tuple(
             RegionReport(
                 name.rpartition("/")[2],
-                tuple(op.layer.name for op in body.section.ops),
+                tuple(op.layer.name for op in body.section.layers),
                 body.ended_by,
-                seconds.get(name),
+                times.get(name),
             )
             for name, body in program.regions.items()
         )

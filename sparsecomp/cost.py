@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -10,6 +11,17 @@ from torch import Tensor
 from sparsecomp.choice import Candidate
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
+
+Rivals = tuple[Callable[[], object], Callable[[], object]]
+"""Run a region, and the same operators in PyTorch."""
+
+
+@dataclass(frozen=True)
+class RegionTimes:
+    """Seconds on inputs of the example's shapes."""
+
+    region: float
+    pytorch: float
 
 
 class Cost(Protocol):
@@ -23,10 +35,7 @@ class Cost(Protocol):
         """To bring the layer's output to PyTorch's layout and back."""
         ...
 
-    def elementwise(self, layer: Layer) -> float:
-        """Of one element-wise operator of PyTorch on the layer's output."""
-        ...
-
-    def region(self, body: Body, prepare: Callable[[], Callable[[], object]]) -> float:
-        """Of a whole region. `prepare`, called if that is not known yet, returns what runs it."""
+    def region(self, body: Body, prepare: Callable[[], Rivals]) -> RegionTimes:
+        """Of a whole region and of its operators in PyTorch, which run in turn. `prepare`, called if they are not
+        known yet, returns what runs both."""
         ...

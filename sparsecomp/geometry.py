@@ -33,9 +33,24 @@ def round_up(value: int, multiple: int) -> int:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tile of tokens: feature k of token t lies at `k * tile + t`. The last tile may be partly filled."""
+    """Tiles of tokens: feature k of token t of a tile lies at `k * tile + t`.
+
+    Without a `length` an item is one tile, and tokens of all sequences follow one another; the last tile may be
+    partly filled. With it an item is one sequence of `length` tokens, which begins a tile of its own.
+    """
 
     tile: int = TILE
+    length: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """In an item."""
+        return -(-self.length // self.tile) if self.length else 1
+
+    @property
+    def tiling(self) -> Tokens:
+        """All that a weight stream depends on."""
+        return Tokens(self.tile)
 
     @property
     def plane(self) -> int:
@@ -50,7 +65,33 @@ class Tokens:
         return self.tile
 
     def __str__(self) -> str:
-        return f"tokens[{self.tile}]"
+        return f"tokens[{self.tile}]" + (f" of {self.length}" if self.length else "")
+
+
+MANY_TOKENS = 64
+"""Tokens in an item of `TokenRows`: the weights are read once for all of them."""
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Tokens first, as PyTorch has them: feature k of token t lies at `t * channels + k`. For few tokens."""
+
+    tile: int = MANY_TOKENS
+    length = 0
+    tiles = 1
+    plane = 1
+    origin = 0
+
+    @property
+    def tiling(self) -> TokenRows:
+        return self
+
+    @property
+    def columns(self) -> int:
+        return self.tile
+
+    def __str__(self) -> str:
+        return f"token rows[{self.tile}]"
 
 
 @dataclass(frozen=True)
@@ -83,7 +124,7 @@ class Planes:
         return f"planes[{self.height}x{self.width} row {self.row} plane {self.plane}]"
 
 
-Geometry = Tokens | Planes
+Geometry = Tokens | TokenRows | Planes
 
 
 @dataclass(frozen=True)
@@ -181,7 +222,7 @@ def offsets(layer: Layer, geometry: Geometry) -> npt.NDArray[np.int64]:
     linear: k * plane. Convolution: channel * plane + row shift * row + column shift, where "channel" counts
     the phase planes of a strided input; group g reads channels from `g * input channels / groups` on.
     """
-    if isinstance(geometry, Tokens):
+    if not isinstance(geometry, Planes):
         return (np.arange(layer.columns, dtype=np.int64) * geometry.plane)[None]
     taps = Taps.of(layer)
     index = {phase: position for position, phase in enumerate(taps.phases)}

@@ -37,6 +37,8 @@ class Layer:
     """Zeros around the input: top, bottom, left, right."""
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    held_by: str = ""
+    """Another operator that reads the parameter and needs it dense, where there is one."""
     source: str = ""
     """The user's source line that calls the layer, as `file:line`, where it is known."""
 

@@ -23,7 +23,8 @@ from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import padding_sides
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 LOG = logging.getLogger(__name__)
@@ -195,7 +196,9 @@ class SwappedForward:
         layer = replace(swap.layer, input_shape=shape)
         op = SectionOp("layer", layer, "x", "y", "bias" if self.bias is not None else "")
         vectors = (self.bias,) if self.bias is not None else ()
-        body = Body(Section(("x",), (op,), ("y",)), {}, {"layer": vectors}, {"layer": swap.how})
+        body = Body(
+            Section(("x",), (op,), ("y",), swap.how.tokens_first), {}, {"layer": vectors}, {"layer": swap.how}
+        )
         return lower(body, swap.target, swap.streams, swap.threads)
 
     def _checked(self, runner: Runner, shape: tuple[int, ...]) -> Runner | None:

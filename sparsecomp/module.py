@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,15 +23,16 @@ from sparsecomp.inference_only import without_backward
 from sparsecomp.layer import Layer
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
+from sparsecomp.profile import Profile, profile_graph
 from sparsecomp.program import attribute
 from sparsecomp.progress import Watch, watching
 from sparsecomp.report import Report
 from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
+from sparsecomp.trial import on_trial, reason_of
 from sparsecomp.variant import Variant
 
-LOG = logging.getLogger(__name__)
 MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 
@@ -80,7 +80,7 @@ class SparseModule(DropIn):
         Raises:
             InputError: the model cannot be run on the inputs, or a weight holds NaN or infinity.
         """
-        with _on_trial(), self._lock, watching(self._options.verbose) as watch:
+        with on_trial(), self._lock, watching(self._options.verbose) as watch:
             if self._report is not None:
                 return  # another thread was first, or this is the trial of the swapped model
             watch.stage("running the model")
@@ -115,7 +115,7 @@ class SparseModule(DropIn):
                 raise
             except Exception as error:  # noqa: BLE001
                 what = "graph was" if not reasons else "layers were"
-                reasons += (f"the {what} not captured: {_said(error)}",)
+                reasons += (f"the {what} not captured: {reason_of(error)}",)
                 self._compiler = Compiler(self._options)
                 self._variants.clear()
                 self._routes.clear()
@@ -280,7 +280,7 @@ class SparseModule(DropIn):
                 raise
             except Exception as error:  # noqa: BLE001  as when it is compiled first
                 self._uncapturable.add(kind)
-                self._note(f"a call runs layer by layer: {_said(error)}")
+                self._note(f"a call runs layer by layer: {reason_of(error)}")
                 return None
             self._variants.append(variant)
             return variant
@@ -289,7 +289,7 @@ class SparseModule(DropIn):
         streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
         with (
-            _on_trial(),
+            on_trial(),
             self._skeleton.filled(streams.weight) as model,
             unchanged(model),
             watching(self._options.verbose) as watch,
@@ -369,23 +369,26 @@ class SparseModule(DropIn):
         with unchanged(self._eager):
             return relative_error(seeded(lambda: self(*copied_call(args, kwargs)[0], **kwargs)), expected)
 
+    def profile(self, *args: Any, **kwargs: Any) -> Profile:
+        """Where the time of this call goes: per layer, per region, and what is left to PyTorch.
+
+        Raises:
+            InputError: no captured graph covers the call; the report says why.
+        """
+        with torch.no_grad():
+            self(*args, **kwargs)
+            variant = self._covering(args, kwargs)
+            if variant is None:
+                raise InputError(
+                    f"there is no graph to profile for this call: the model runs as {self.report.rung!r}, "
+                    "and the notes of its report say why."
+                )
+            inputs, executable = variant.capture.flatten(args, kwargs), variant.executable
+            call = partial(self._dispatch, args, kwargs)
+            return profile_graph(executable.graph, executable.runners, inputs, call)
+
     def extra_repr(self) -> str:
         return self.report._headline()
-
-
-@contextmanager
-def _on_trial() -> Iterator[None]:
-    """No gradients, and the user's random numbers go on as if nothing had been compiled."""
-    with COMPILING, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        yield
-
-
-def _said(error: Exception) -> str:
-    """The reason for a note; what nobody foresaw is logged with the place it came from."""
-    if isinstance(error, CaptureError):
-        return str(error)
-    LOG.info("a graph could not be compiled", exc_info=error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _empty(leaves: Sequence[Any]) -> bool:

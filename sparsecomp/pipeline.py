@@ -57,7 +57,7 @@ def _difference(before: Program, after: Program) -> str:
     if before is after:
         return "nothing"
     changes = []
-    for what in ("layers", "untouched", "facts", "choices", "regions"):
+    for what in ("layers", "untouched", "facts", "choices", "works", "regions"):
         added = len(getattr(after, what)) - len(getattr(before, what))
         if added:
             changes.append(f"{what} {added:+d}")

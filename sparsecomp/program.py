@@ -13,7 +13,8 @@ from sparsecomp.errors import InvalidProgramError
 from sparsecomp.facts import Facts
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows
-from sparsecomp.region import RowsKernelChoice, Section
+from sparsecomp.region import RowsKernelChoice
+from sparsecomp.section import Section, WorkOp
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Body:
 
 
 @dataclass(frozen=True)
+class FoundWork:
+    """Work between layers that a region can hold, and its per-channel operands."""
+
+    op: WorkOp
+    vectors: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class Program:
     """Keys of the mappings are call sites: names of nodes in `graph`; of `regions`, names given to regions.
 
@@ -44,6 +53,7 @@ class Program:
     """Site -> (name, reason) of operators with a constant weight that no primitive stands for."""
     facts: Mapping[str, Facts] = field(default_factory=dict)
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    works: Mapping[str, FoundWork] = field(default_factory=dict)
     regions: Mapping[str, Body] = field(default_factory=dict)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:

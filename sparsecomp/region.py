@@ -10,15 +10,13 @@ differs, their weights, is bound to it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from sparsecomp.epilogue import STEPS, apply, split_steps
-from sparsecomp.geometry import Geometry, Planes, Tokens
-from sparsecomp.layer import Layer
+from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.geometry import Geometry, Planes, TokenRows, Tokens
 from sparsecomp.pattern import RowBlocks
+from sparsecomp.work import Mean, Work
 
 
 @dataclass(frozen=True)
@@ -36,63 +34,32 @@ class Schedule:
         return f"V{self.vectors} K{self.columns}" + (f" P{self.prefetch}" if self.prefetch else "")
 
 
-@dataclass(frozen=True)
-class SectionOp:
-    """A sparse primitive: `target` = epilogue(weight of `layer` times `source`)."""
-
-    site: str
-    """The call site: the name of its node in the program's graph."""
-    layer: Layer
-    source: str
-    target: str
-    epilogue: str = ""
-    tensors: tuple[str, ...] = ()
-    """Tensors of the output's shape that the epilogue reads, in order."""
-
-    def __str__(self) -> str:
-        operands = "".join(f", {name}" for name in self.tensors)
-        steps = f" | {self.epilogue}" if self.epilogue else ""
-        return f"{self.target} = {self.layer.op}[{self.layer.name}]({self.source}{operands}){steps}"
+FEW_TOKENS = 16
+"""Up to so many tokens the kernel for few is tried."""
 
 
 @dataclass(frozen=True)
-class Section:
-    """Sparse primitives that run as one region, in order; names are those of the program's graph."""
+class FewTokens:
+    """The kernel for few tokens, which reads the weights as a bitmap and the activations as PyTorch has them."""
 
-    inputs: tuple[str, ...]
-    ops: tuple[SectionOp, ...]
-    outputs: tuple[str, ...]
+    ahead: int = 512
+    """Floats of the values fetched ahead of use; 0 for none."""
+    in_place: bool = False
+    """Whether it reads a dense weight where the model has it, since another operator needs it there."""
 
     def __str__(self) -> str:
-        head = f"section({', '.join(self.inputs)}) -> {', '.join(self.outputs)}"
-        return "\n".join([head, *(f"  {op}" for op in self.ops)])
-
-    @property
-    def input_shapes(self) -> list[tuple[int, ...]]:
-        """Of the inputs, when the model gets its example inputs."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for op in self.ops:
-            shapes.setdefault(op.source, op.layer.input_shape)
-            for name in (op.target, *op.tensors):
-                shapes[name] = op.layer.output_shape
-        return [shapes[name] for name in self.inputs]
+        return f"{'in place' if self.in_place else 'bitmap'} P{self.ahead}"
 
 
-def run_section(
-    section: Section,
-    matrix: Callable[[SectionOp], Tensor],
-    vectors: Mapping[str, Sequence[Tensor]],
-    inputs: Sequence[Tensor],
-) -> list[Tensor]:
-    """The section in plain PyTorch: `matrix` gives an op's weight, `vectors` the operands of each site."""
-    values = dict(zip(section.inputs, inputs, strict=True))
-    for op in section.ops:
-        y = op.layer.dense(values[op.source], matrix(op))
-        rest = {"vector": iter(vectors[op.site]), "tensor": iter(values[name] for name in op.tensors)}
-        kinds = [STEPS[step] for step in split_steps(op.epilogue)]
-        operands = [next(rest[kind]) for kind in kinds if kind != "none"]
-        values[op.target] = apply(y, op.epilogue, operands, channel=-1 if op.layer.op == "linear" else 1)
-    return [values[name] for name in section.outputs]
+@dataclass(frozen=True)
+class Depthwise:
+    """The kernel for depthwise convolutions: all taps, whose places are known when it is compiled."""
+
+    def __str__(self) -> str:
+        return "depthwise"
+
+
+AnySchedule = Schedule | FewTokens | Depthwise
 
 
 @dataclass(frozen=True)
@@ -100,7 +67,12 @@ class RowsKernelChoice:
     """How one primitive is to be run: decided per layer, by measured time."""
 
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: AnySchedule
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether its activations lie as PyTorch has them."""
+        return isinstance(self.schedule, FewTokens)
 
     def __str__(self) -> str:
         return f"{self.pattern} [{self.schedule}]"
@@ -120,16 +92,19 @@ class Value:
 
 @dataclass(frozen=True)
 class Border:
-    """A PyTorch tensor at the region's border: tokens x channels, or items x channels x height x width."""
+    """A PyTorch tensor at the region's border: tokens x channels, or items x channels x height x width; a score
+    mask is items x heads x keys x queries; without a height in a region of images, items x channels."""
 
     channels: int
     height: int = 0
     width: int = 0
+    shared: bool = False
+    """Whether all items share one: a score mask may be the same for a whole batch."""
 
     def __str__(self) -> str:
-        return (
-            f"N x {self.channels} x {self.height} x {self.width}" if self.height else f"T x {self.channels}"
-        )
+        if not self.height:
+            return f"T x {self.channels}"
+        return f"{'1' if self.shared else 'N'} x {self.channels} x {self.height} x {self.width}"
 
 
 Phases = tuple[tuple[int, int], ...]
@@ -175,12 +150,14 @@ class Rows:
     kept: int
     """Columns in the list that all rows share; 0 for a pattern with a list per block."""
     pattern: RowBlocks
-    schedule: Schedule
+    schedule: AnySchedule
     epilogue: str = ""
     vectors: tuple[int, ...] = ()
     """Numbers of the per-channel operands of the epilogue, in order."""
     tensors: tuple[str, ...] = ()
     """Values that the epilogue reads, in order."""
+    taps: tuple[int, ...] = ()
+    """Of a depthwise convolution: where each tap of channel 0 reads, in floats from a pixel."""
 
     def __post_init__(self) -> None:
         kinds = [STEPS[step] for step in split_steps(self.epilogue)]
@@ -193,6 +170,8 @@ class Rows:
 
     @property
     def passes(self) -> int:
+        if not isinstance(self.schedule, Schedule):
+            return 1
         columns = self.kept if self.pattern.shared else self.shape[1]
         return max(1, -(-columns // self.schedule.columns))
 
@@ -207,6 +186,27 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Apply:
+    """target = epilogue(work(sources)): what is done between layers."""
+
+    work: Work
+    sources: tuple[str, ...]
+    target: str
+    epilogue: str = ""
+    vectors: tuple[int, ...] = ()
+    """Numbers of the per-channel operands: the work's own, then the epilogue's."""
+    tensors: tuple[str, ...] = ()
+    mask: int | None = None
+    """The region's input that is attention's score mask, read as it lies."""
+
+    def __str__(self) -> str:
+        operands = ", ".join((*self.sources, *self.tensors))
+        masked = f", input {self.mask}" if self.mask is not None else ""
+        steps = f" | {self.epilogue}" if self.epilogue else ""
+        return f"{self.target} = {self.work}({operands}{masked}){steps}"
+
+
+@dataclass(frozen=True)
 class Exit:
     """Value `source` -> border tensor `target`."""
 
@@ -217,7 +217,20 @@ class Exit:
         return f"output {self.target} = exit({self.source})"
 
 
-Call = Enter | Split | Rows | Exit
+Call = Enter | Split | Rows | Apply | Exit
+
+
+def reads(call: Call) -> tuple[str, ...]:
+    """The values that a call reads."""
+    match call:
+        case Enter():
+            return ()
+        case Rows():
+            return (call.source, *call.tensors)
+        case Apply():
+            return (*call.sources, *call.tensors)
+        case Split() | Exit():
+            return (call.source,)
 
 
 def _split(call: Enter | Split) -> str:
@@ -240,26 +253,28 @@ class Region:
         return dict(self.values)
 
     @property
-    def tokens(self) -> Tokens | None:
+    def tokens(self) -> Tokens | TokenRows | None:
         """The tile of a region whose items are tokens; None where they are images."""
         geometry = self.values[0][1].geometry
-        return geometry if isinstance(geometry, Tokens) else None
+        return None if isinstance(geometry, Planes) else geometry
 
     @property
     def rows_calls(self) -> tuple[Rows, ...]:
         return tuple(call for call in self.calls if isinstance(call, Rows))
 
+    @property
+    def vectors(self) -> int:
+        """How many per-channel operands there are."""
+        return sum(len(call.vectors) for call in self.calls if isinstance(call, Rows | Apply))
+
     def check(self) -> None:
         """Raise AssertionError unless every value is written once, before it is read, on a fitting grid."""
         value, written = self.value, set[str]()
         for call in self.calls:
-            match call:
-                case Rows():
-                    assert {call.source, *call.tensors} <= written, f"{call}: reads before writing"
-                    grids = {_grid(value[name]) for name in (call.source, call.target, *call.tensors)}
-                    assert len(grids) == 1, f"{call}: operands on different grids"
-                case Split() | Exit():
-                    assert call.source in written, f"{call}: reads before writing"
+            assert set(reads(call)) <= written, f"{call}: reads before writing"
+            if isinstance(call, Rows) or (isinstance(call, Apply) and not isinstance(call.work, Mean)):
+                grids = {_grid(value[name]) for name in (*reads(call), call.target)}
+                assert len(grids) == 1, f"{call}: operands on different grids"
             if not isinstance(call, Exit):
                 assert call.target not in written, f"{call}: writes {call.target} again"
                 written.add(call.target)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsecomp.choice import Candidate, Choice
+from sparsecomp.cost import RegionTimes
 from sparsecomp.facts import Facts
 from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
@@ -104,7 +105,16 @@ class RegionReport:
     layers: tuple[str, ...]
     ended_by: tuple[str, ...]
     """Operators that read its results and could not be taken in."""
-    seconds: float | None = None
+    times: RegionTimes | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        return self.times.region if self.times else None
+
+    @property
+    def pytorch_seconds(self) -> float | None:
+        """Of the same operators in PyTorch."""
+        return self.times.pytorch if self.times else None
 
 
 @dataclass(frozen=True)
@@ -179,6 +189,7 @@ class Report:
                     "layers": list(region.layers),
                     "ended_by": list(region.ended_by),
                     "ms": _ms(region.seconds),
+                    "pytorch_ms": _ms(region.pytorch_seconds),
                 }
                 for region in self.regions
             ],
@@ -187,7 +198,7 @@ class Report:
 
     def __str__(self) -> str:
         file = io.StringIO()
-        console = Console(file=file, width=240, color_system=None, highlight=False)
+        console = Console(file=file, width=240, color_system=None, highlight=False, markup=False)
         console.print(self._headline())
         for note in self.notes:
             console.print(f"note: {note}")
@@ -235,10 +246,14 @@ class Report:
         return table
 
     def _region_table(self) -> Table:
-        table = _table("region", "layers", "ended by", "ms")
+        table = _table("region", "layers", "ended by", "dense ms", "now ms")
         for region in self.regions:
             table.add_row(
-                region.name, _run(region.layers), ", ".join(region.ended_by), _number(_ms(region.seconds))
+                region.name,
+                _run(region.layers),
+                ", ".join(region.ended_by),
+                _number(_ms(region.pytorch_seconds)),
+                _number(_ms(region.seconds)),
             )
         return table
 

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from benchmarks import models, row, table
+from benchmarks.alexnet import ALEXNET
 from benchmarks.ceiling import HandWritten, NoCompilerError, fma_peak, library, variants
 from benchmarks.layers import Sample
 from benchmarks.machine import Machine
-from benchmarks.prune import as_matrix, mask, prune
+from benchmarks.musts import MUSTS
+from benchmarks.prune import as_matrix, mask, only_sparsity, prunable, prune
 from benchmarks.rivals import Run, eager
 from benchmarks.timing import alternate
 from benchmarks.workloads import WORKLOADS
+from sparsecomp.capture import capture
 from sparsecomp.layer import Layer
 
 
@@ -100,13 +103,73 @@ def test_an_unknown_pattern_is_named() -> None:
         mask(torch.randn(8, 20), "8x8", 0.9)
 
 
+@pytest.mark.parametrize("name", ALEXNET)
+def test_ssl_takes_whole_rows_and_columns(name: str) -> None:
+    convolution = ALEXNET[name]
+    model, _ = WORKLOADS[name].make()
+    assert prune(model, "ssl", convolution.sparsity) == [convolution.name]
+    kept = as_matrix(model.get_submodule(convolution.name)) != 0
+    rows, columns = kept.any(1), kept.any(0)
+    assert (kept == rows[:, None] & columns).all()
+    assert 1 - rows.float().mean().item() == pytest.approx(convolution.row_sparsity, abs=0.006)
+    assert 1 - columns.float().mean().item() == pytest.approx(convolution.column_sparsity, abs=0.001)
+    assert 1 - kept.float().mean().item() == pytest.approx(convolution.sparsity, abs=0.006)
+
+
+def test_ssl_is_for_the_layers_it_knows() -> None:
+    with pytest.raises(ValueError, match=r"alexnet-conv1.*no such layer"):
+        prune(nn.Sequential(nn.Linear(8, 8)), "ssl", 0.9)
+    model, _ = WORKLOADS["alexnet-conv2"].make(small=True)
+    with pytest.raises(ValueError, match=r"conv2 a sparsity of 0\.679, got 0\.9"):
+        prune(model, "ssl", 0.9)
+    with pytest.raises(ValueError, match="rows_and_columns"):
+        mask(torch.randn(8, 20), "ssl", 0.9)
+
+
+def test_the_ideal_of_ssl_is_what_the_paper_leaves() -> None:
+    ideals = [convolution.ideal for convolution in ALEXNET.values()]
+    assert ideals == pytest.approx([1.10, 3.12, 7.29, 12.3, 5.18], rel=0.005)
+    assert only_sparsity("ssl", "alexnet-conv5") == 0.807
+    assert only_sparsity("ssl", "bert-base") is None
+    assert only_sparsity("2:4", "bert-base") == 0.5
+
+
+def test_what_is_pruned_of_mobilenet_are_its_1x1_convolutions() -> None:
+    model, _ = WORKLOADS["mobilenet-v2"].make(small=True)
+    pointwise = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    }
+    assert {name for name, _ in prunable(model)} == pointwise
+
+
+def test_a_decode_step_continues_what_came_before() -> None:
+    step, inputs = WORKLOADS["gpt2-decode"].make(batch=2, small=True)
+    assert isinstance(step.model, nn.Module)
+    ids = torch.randint(0, 100, (2, 5))
+    with torch.no_grad():
+        whole = step.model(input_ids=ids).logits[:, -1:]
+        cache = inputs["cache"][:, :, :, :, :0]
+        for token in ids.t()[:, :, None]:
+            scores, added = step(input_ids=token, cache=cache)
+            cache = torch.cat((cache, added), dim=4)
+    torch.testing.assert_close(scores, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_a_decode_step_is_captured_with_any_batch() -> None:
+    step, inputs = WORKLOADS["gpt2-decode"].make(small=True)
+    _, others = WORKLOADS["gpt2-decode"].make(batch=3, small=True)
+    assert capture(step, (), inputs).refuses((), others) is None
+
+
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_workload_depends_on_its_input_also_when_pruned(name: str) -> None:
     model, inputs = WORKLOADS[name].make(batch=2, small=True)
     again, other = WORKLOADS[name].make(batch=2, small=True, seed=1)
     run = eager(model, inputs)
     assert row.difference(run(), eager(again, inputs)()) == 0.0
-    assert prune(model, "unstructured", 0.9)
+    assert prune(model, *(("ssl", ALEXNET[name].sparsity) if name in ALEXNET else ("unstructured", 0.9)))
     assert row.difference(run(), eager(again, inputs)()) > 0.05
     assert 0.05 < row.difference(eager(model, other)(), run()) < 10
 
@@ -203,12 +266,30 @@ def test_difference_is_infinite_for_other_shapes() -> None:
     assert row.difference([torch.ones(2)], [torch.ones(2), torch.ones(2)]) == float("inf")
 
 
-def test_the_default_plan_has_rivals_first_and_every_model(tmp_path: Path) -> None:
-    options = models.parse(["--threads", "1", "--out", str(tmp_path / "models.json")])
-    cases = models.plan(options)
-    assert [case.rivals for case in cases] == [True] * 4 + [False] * 24
+def _plan(*arguments: str) -> list[row.Case]:
+    return models.plan(models.parse(arguments))
+
+
+def test_the_default_plan_has_the_musts_first_and_every_model() -> None:
+    cases = _plan("--threads", "1", "2")
+    musts = [must.case(threads, False, 20) for threads in (1, 2) for must in MUSTS]
+    assert cases[: len(musts)] == musts
+    rest = cases[len(musts) :]
+    assert not any(case.rivals for case in rest)
+    assert len(rest) == 2 * 8 * (len(WORKLOADS) - len(ALEXNET))
     assert {case.model for case in cases} == set(WORKLOADS)
-    assert len(models.plan(models.parse(["--patterns", "2:4", "none", "--threads", "1", "2"]))) == 8
+
+
+def test_a_plan_is_chosen_from() -> None:
+    assert len(_plan("--patterns", "2:4", "none", "--threads", "1", "2")) == 8
+    assert {case.sparsity for case in _plan("--never-slower", "--sparsity", "0.3", "0.95")} == {0.3, 0.95}
+    chosen = _plan("--musts", "--models", "resnet-50", "--batch", "16", "--quick", "--threads", "1")
+    assert [(case.pattern, case.batch, case.small) for case in chosen] == [
+        ("unstructured", 16, True),
+        ("4x1", 16, True),
+    ]
+    ssl = _plan("--models", "alexnet-conv5", "--patterns", "ssl", "--threads", "1")
+    assert [(case.sparsity, case.rivals) for case in ssl] == [(0.807, True)]
 
 
 def test_results_survive_and_are_merged(tmp_path: Path) -> None:

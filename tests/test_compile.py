@@ -276,7 +276,7 @@ def test_regions_that_lost_are_not_lowered_again(tmp_path: Any, monkeypatch: pyt
     lower = codegen.lower
 
     def counted(body: Body, *rest: Any) -> Any:
-        lowered.append(body.section.ops[0].layer.name)
+        lowered.append(body.section.layers[0].layer.name)
         return lower(body, *rest)
 
     monkeypatch.setattr(codegen, "lower", counted)

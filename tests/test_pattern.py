@@ -84,4 +84,6 @@ def test_patterns_print() -> None:
         "blocks 8x1",
         "dense rows x4",
         "dense rows x8",
+        "blocks 4x1, live rows first",
+        "blocks 8x1, live rows first",
     ]

@@ -1,4 +1,4 @@
-"""Sections and regions: how they print, what they refuse, what a section means in plain PyTorch."""
+"""Regions: how they print, and what they refuse."""
 
 from __future__ import annotations
 
@@ -6,41 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
-from torch.nn import functional as F
 
 from sparsecomp.geometry import Planes, Tokens
-from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import (
-    Border,
-    Enter,
-    Exit,
-    Region,
-    Rows,
-    Schedule,
-    Section,
-    SectionOp,
-    Split,
-    Value,
-    run_section,
-)
+from sparsecomp.region import Apply, Border, Enter, Exit, Region, Rows, Schedule, Split, Value
+from sparsecomp.work import Attention, Mean, Norm
 
 SCHEDULE = Schedule(4, 16)
-
-
-def two_layers() -> Section:
-    """y = relu(conv(x) * scale + bias); z = conv(y, stride 2) + r"""
-    first = Layer("a", "conv2d", "a.weight", (6, 3, 3, 3), (2, 3, 8, 8), padding=(1, 1, 1, 1))
-    second = Layer("b", "conv2d", "b.weight", (4, 6, 1, 1), (2, 6, 8, 8), stride=(2, 2))
-    return Section(
-        ("x", "r"),
-        (
-            SectionOp("a", first, "x", "y", "scale bias relu"),
-            SectionOp("b", second, "y", "z", "add", ("r",)),
-        ),
-        ("y", "z"),
-    )
 
 
 def rows_region() -> Region:
@@ -55,38 +27,8 @@ def rows_region() -> Region:
     )
 
 
-def test_a_section_prints(golden: Callable[[str], None]) -> None:
-    golden(str(two_layers()))
-
-
 def test_a_region_prints(golden: Callable[[str], None]) -> None:
     golden(str(rows_region()))
-
-
-def test_a_section_knows_the_shapes_of_its_inputs() -> None:
-    assert two_layers().input_shapes == [(2, 3, 8, 8), (2, 4, 4, 4)]
-
-
-def test_run_section_is_plain_pytorch() -> None:
-    section = two_layers()
-    weights = {"a": torch.randn(6, 27), "b": torch.randn(4, 6)}
-    x, r, scale, bias = torch.randn(2, 3, 8, 8), torch.randn(2, 4, 4, 4), torch.randn(6), torch.randn(6)
-    vectors = {"a": (scale, bias), "b": ()}
-    y, z = run_section(section, lambda op: weights[op.site], vectors, [x, r])
-    a = F.conv2d(x, weights["a"].reshape(6, 3, 3, 3), padding=1)
-    expected = F.relu(a * scale[:, None, None] + bias[:, None, None])
-    torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(z, F.conv2d(expected, weights["b"].reshape(4, 6, 1, 1), stride=2) + r)
-
-
-def test_run_section_takes_operands_in_the_order_of_the_steps() -> None:
-    layer = Layer("fc", "linear", "w", (4, 3), (5, 3))
-    op = SectionOp("s", layer, "x", "y", "add scale multiply bias", ("p", "q"))
-    x, w, p, q = torch.randn(5, 3), torch.randn(4, 3), torch.randn(5, 4), torch.randn(5, 4)
-    scale, bias = torch.randn(4), torch.randn(4)
-    section = Section(("x", "p", "q"), (op,), ("y",))
-    (y,) = run_section(section, lambda op: w, {"s": (scale, bias)}, [x, p, q])
-    torch.testing.assert_close(y, (x @ w.T + p) * scale * q + bias)
 
 
 def test_a_good_region_passes_its_check() -> None:
@@ -137,3 +79,48 @@ def test_passes_cover_the_columns() -> None:
 def test_only_a_region_of_tokens_has_a_tile() -> None:
     assert rows_region().tokens is None
     assert replace(rows_region(), values=(("v0", Value(3, Tokens())),)).tokens == Tokens()
+
+
+def sequence_region() -> Region:
+    """Tokens of a sequence enter, mix, are normalised and exit."""
+    geometry = Tokens(length=300)
+    attention = Attention(2, 2, 4, 4, 0.5, masked=True)
+    return Region(
+        inputs=(Border(24), Border(1, 300, 304, shared=True)),
+        outputs=(Border(8),),
+        values=tuple(
+            (name, Value(channels, geometry)) for name, channels in (("v0", 24), ("v1", 8), ("v2", 8))
+        ),
+        calls=(
+            Enter(0, "v0"),
+            Apply(attention, ("v0", "v0", "v0"), "v1", mask=1),
+            Apply(Norm("layer", 8, 1e-5, True, True), ("v1",), "v2", vectors=(0, 1)),
+            Exit("v2", 0),
+        ),
+    )
+
+
+def test_a_region_of_sequences_prints(golden: Callable[[str], None]) -> None:
+    golden(str(sequence_region()))
+
+
+def test_work_counts_its_vectors_and_is_checked() -> None:
+    region = sequence_region()
+    region.check()
+    assert region.vectors == 2
+    assert region.rows_calls == ()
+    assert region.tokens == Tokens(length=300)
+    with pytest.raises(AssertionError, match=r"attention.*reads before writing"):
+        replace(region, calls=region.calls[1:]).check()
+
+
+def test_only_a_mean_may_change_the_grid() -> None:
+    image, pixel = Planes(4, 4, 4, 48, 0), Planes(1, 1, 1, 16, 0)
+
+    def region(call: Apply) -> Region:
+        values = (("v0", Value(3, image)), ("v1", Value(3, pixel)))
+        return Region((Border(3, 4, 4),), (Border(3),), values, (Enter(0, "v0"), call, Exit("v1", 0)))
+
+    region(Apply(Mean(keep=False), ("v0",), "v1")).check()
+    with pytest.raises(AssertionError, match="operands on different grids"):
+        region(Apply(Norm("rms", 3, 1e-6, False, False), ("v0",), "v1")).check()

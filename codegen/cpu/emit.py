@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from sparsecomp.geometry import FLOAT
 
 Expr = Any
 """A TIR expression."""
@@ -24,11 +27,11 @@ def splat(value: Expr, lanes: int) -> Expr:
 
 
 def load(buffer: Expr, start: Expr, lanes: int, stride: int = 1) -> Expr:
-    return buffer[T.Ramp(start, T.int64(stride), lanes)]
+    return buffer[T.Ramp(start, T.int64(stride), lanes) if lanes > 1 else start]
 
 
 def store(buffer: Expr, value: Expr, start: Expr, lanes: int) -> None:
-    T.buffer_store(buffer, value, [slice(start, start + lanes)])
+    T.buffer_store(buffer, value, [slice(start, start + lanes) if lanes > 1 else start])
 
 
 def prefetch(buffer: Expr, index: Expr) -> None:
@@ -40,6 +43,20 @@ def prefetch(buffer: Expr, index: Expr) -> None:
 def share(units: int, part: Expr, parts: Expr) -> tuple[Expr, Expr]:
     """The units [low, high) of part number `part` of `parts` equal ones."""
     return T.bind(T.truncdiv(part * units, parts)), T.bind(T.truncdiv((part + 1) * units, parts))
+
+
+@contextmanager
+def workspace(size: int) -> Iterator[Expr]:
+    """A float32 buffer too large for the stack, from the workspaces that TVM keeps for each thread.
+
+    The calls that TVM makes for `alloc_buffer`, which it makes only in public functions.
+    """
+    cpu, device, kind, bits = T.int32(1), T.int32(0), T.int32(2), T.int32(32)
+    size_in_bytes = T.cast(T.int64(size * FLOAT), "uint64")
+    allocate = ("TVMBackendAllocWorkspace", cpu, device, size_in_bytes, kind, bits)
+    data = T.bind(T.call_extern(T.handle("float32").ty, *allocate))
+    yield T.decl_buffer((size,), "float32", data=data, align=64)
+    T.evaluate(T.call_extern("int32", "TVMBackendFreeWorkspace", cpu, device, data))
 
 
 class Accumulators:
@@ -54,6 +71,15 @@ class Accumulators:
 
     def __setitem__(self, index: int, value: Expr) -> None:
         T.buffer_store(self._buffers[index], value, [slice(0, self.lanes)])
+
+    def across(self, index: int) -> Expr:
+        """The sum over the lanes of one register, by halves; the register is lost."""
+        buffer, lanes = self._buffers[index], self.lanes // 2
+        while lanes > 1:
+            halves = [load(buffer, T.int64(start), lanes) for start in (0, lanes)]
+            store(buffer, halves[0] + halves[1], T.int64(0), lanes)
+            lanes //= 2
+        return buffer[T.int64(0)] + buffer[T.int64(1)]
 
 
 def kernel(

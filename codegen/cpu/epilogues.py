@@ -13,8 +13,11 @@ from sparsecomp.codegen.cpu.emit import Expr, splat
 
 
 def exponential(x: Expr, lanes: int) -> Expr:
-    """exp(x), relative error 2e-7: Cody-Waite reduction by ln 2 and a polynomial (Cephes, expf)."""
-    bounded = clamp(x, -87.0, 88.0, lanes)
+    """exp(x), relative error 2e-7: Cody-Waite reduction by ln 2 and a polynomial (Cephes, expf).
+
+    0 below -87.7, where the exponent of the power of 2 becomes that of 0.
+    """
+    bounded = clamp(x, -88.0, 88.0, lanes)
     scaled = bounded * splat(1.4426950408889634, lanes)
     power = T.bind(T.call_llvm_pure_intrin(f"float32x{lanes}", f"llvm.rint.v{lanes}f32", scaled))
     rest = T.bind(

@@ -19,10 +19,9 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat, store
-from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS, VECTOR_FORMS
+from sparsecomp.codegen.cpu.finish import Finish, operand_pointers
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.stream import SHARES
-from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.codegen.shares import SHARES
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
 
@@ -61,12 +60,11 @@ class RowsKernel:
 
 
 def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance (see
+    """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance, order (see
     `codegen/stream.py`), x, y, mask, operands...; which part of how many, number of vectors of columns."""
-    steps = split_steps(spec.epilogue)
-    operands = [(f"operand{i}", "float32") for i, step in enumerate(steps) if STEPS[step] != "none"]
-    pointers = [("index", "int32"), ("stream", "float32"), ("balance", "int32")]
-    pointers += [("x", "float32"), ("y", "float32"), ("mask", "float32"), *operands]
+    pointers = [("index", "int32"), ("stream", "float32"), ("balance", "int32"), ("order", "int32")]
+    pointers += [("x", "float32"), ("y", "float32"), ("mask", "float32")]
+    pointers += operand_pointers(spec.epilogue)
 
     def body(*arguments: Expr) -> None:
         *buffers, part, parts, vectors = arguments
@@ -96,10 +94,20 @@ class _Emitter:
         self, spec: RowsKernel, machine: Machine, buffers: list[Expr], part: Expr, parts: Expr
     ) -> None:
         self.spec, self.machine = spec, machine
-        self.index, self.stream, balance, self.x, self.y, self.mask, *self.operands = buffers
+        self.index, self.stream, balance, order, self.x, self.y, mask, *operands = buffers
         self.low = T.bind(balance[T.truncdiv(part * SHARES, parts)])
         self.high = T.bind(balance[T.truncdiv((part + 1) * SHARES, parts)])
         self.rows = spec.pattern.rows
+        self.finish = Finish(
+            spec.epilogue,
+            self.y,
+            spec.target_plane,
+            mask if spec.masked else None,
+            operands,
+            spec.operand_planes,
+            machine.lanes,
+            order if spec.pattern.live_first else None,
+        )
 
     def chunk(self, vectors: int, first: Expr) -> None:
         """All rows, for `vectors` vectors of columns from column `first` on."""
@@ -110,7 +118,9 @@ class _Emitter:
         """One block of rows in one pass. Sums of earlier passes wait in y."""
         lanes, sums = self.machine.lanes, Accumulators(self.rows * vectors, self.machine.lanes)
         row = T.bind(i64(group) * self.rows)
-        starts = [T.bind((row + r) * self.spec.target_plane + first) for r in range(self.rows)]
+        starts = [
+            T.bind(self.finish.channel(row + r) * self.spec.target_plane + first) for r in range(self.rows)
+        ]
 
         def clear() -> None:
             for i in range(self.rows * vectors):
@@ -137,11 +147,11 @@ class _Emitter:
         else:
             self.own_list(vectors, first, step, group, sums)
         if self.spec.passes == 1:
-            self.finish(vectors, first, row, starts, sums)
+            self.finish.tile(sums, row, first, starts, vectors)
         else:
             with T.If(step == self.spec.passes - 1):
                 with T.Then():
-                    self.finish(vectors, first, row, starts, sums)
+                    self.finish.tile(sums, row, first, starts, vectors)
                 with T.Else():
                     suspend()
 
@@ -178,55 +188,3 @@ class _Emitter:
             weight = T.bind(splat(self.stream[at + r], lanes))
             for v in range(vectors):
                 sums[r * vectors + v] = sums[r * vectors + v] + weight * x[v]
-
-    def finish(self, vectors: int, first: Expr, row: Expr, starts: list[Expr], sums: Accumulators) -> None:
-        """The epilogue's steps in order, then the store.
-
-        Steps of many instructions run in a loop over what was stored: unrolled over a whole register tile they
-        would cost more to compile than they save.
-        """
-        lanes = self.machine.lanes
-        if HEAVY_STEPS.isdisjoint(split_steps(self.spec.epilogue)):
-            for i in range(self.rows * vectors):
-                r, column = i // vectors, i % vectors * lanes
-                self.store(sums[i], row + r, first + column, starts[r] + column)
-            return
-        for i in range(self.rows * vectors):
-            store(self.y, sums[i], starts[i // vectors] + i % vectors * lanes, lanes)
-        with T.serial(T.int32(self.rows)) as r, T.serial(T.int32(vectors)) as v:
-            column = T.bind(i64(v) * lanes)
-            start = T.bind(starts[0] + i64(r) * self.spec.target_plane + column)
-            self.store(load(self.y, start, lanes), T.bind(row + i64(r)), T.bind(first + column), start)
-
-    def store(self, y: Expr, row: Expr, column: Expr, start: Expr) -> None:
-        """y[start] = epilogue of one vector, zero where the column is padding."""
-        lanes = self.machine.lanes
-        y = T.bind(self.epilogue(y, row, column))
-        if self.spec.masked:
-            inside = load(self.mask, column, lanes) != splat(0.0, lanes)
-            y = T.Select(inside, y, splat(0.0, lanes))
-        store(self.y, y, start, lanes)
-
-    def epilogue(self, y: Expr, row: Expr, column: Expr) -> Expr:
-        lanes = self.machine.lanes
-        operands = iter(self.operands)
-        planes = iter(self.spec.operand_planes)
-        for step in split_steps(self.spec.epilogue):
-            match step:
-                case "bias":
-                    y = T.bind(y + splat(next(operands)[row], lanes))
-                case "scale":
-                    y = T.bind(y * splat(next(operands)[row], lanes))
-                case "add":
-                    y = T.bind(y + load(next(operands), row * next(planes) + column, lanes))
-                case "multiply":
-                    y = T.bind(y * load(next(operands), row * next(planes) + column, lanes))
-                case _ if step in HEAVY_STEPS:
-                    # Through a register: TVM's simplifier writes an expression out at each of its uses.
-                    register = Accumulators(2, lanes)
-                    register[0] = y
-                    register[1] = VECTOR_FORMS[step](register[0], lanes)
-                    y = register[1]
-                case _:
-                    y = VECTOR_FORMS[step](T.bind(y), lanes)
-        return y

@@ -10,28 +10,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecomp.codegen.arena import SLACK, ArenaPool, plan_arena, value_size
-from sparsecomp.geometry import LINE, Planes, Tokens
+from sparsecomp.geometry import LINE, Geometry, Planes, Tokens
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Border, Call, Enter, Exit, Region, Rows, Schedule, Split, Value
+from sparsecomp.region import Apply, Border, Call, Enter, Exit, Region, Rows, Schedule, Split, Value
+from sparsecomp.work import Attention, Norm, Pointwise
 
 SCHEDULE = Schedule(4, 8)
+NORM, ATTENTION = Norm("rms", 4, 1e-6, False, False), Attention(1, 1, 1, 1, 1.0)
 NARROW, WIDE = Planes(4, 4, 4, 48, 0), Planes(4, 4, 6, 80, 16)
 
 
 @st.composite
 def regions(draw: st.DrawFn) -> Region:
-    """Random calls that read any value written before; grids do not matter to the planner."""
+    """Random calls that read any value written before; grids do not matter to the planner.
+
+    Values are images, some with zeros around them, or sequences of one tile or several.
+    """
     values, calls = list[tuple[str, Value]](), list[Call]()
+    geometries: st.SearchStrategy[Geometry] = draw(
+        st.sampled_from(
+            [st.sampled_from([NARROW, WIDE]), st.just(Tokens(length=5)), st.just(Tokens(length=300))]
+        )
+    )
 
     def written(kind: str) -> str:
-        name, geometry = f"v{len(values)}", draw(st.sampled_from([NARROW, WIDE]))
-        values.append((name, Value(draw(st.integers(1, 20)), geometry, draw(st.booleans()))))
+        name, geometry = f"v{len(values)}", draw(geometries)
+        zero_pads = isinstance(geometry, Planes) and draw(st.booleans())
+        values.append((name, Value(draw(st.integers(1, 20)), geometry, zero_pads)))
         return name
 
     calls.append(Enter(0, written("enter")))
     for _ in range(draw(st.integers(1, 10))):
         before = st.sampled_from([name for name, _ in values])
-        match draw(st.sampled_from(["enter", "split", "rows", "exit"])):
+        match draw(st.sampled_from(["enter", "split", "rows", "norm", "attention", "sum", "exit"])):
             case "enter":
                 calls.append(Enter(0, written("enter")))
             case "split":
@@ -42,6 +53,14 @@ def regions(draw: st.DrawFn) -> Region:
                     source, written("rows"), 0, (4, 4), 0, RowBlocks(1), SCHEDULE, "add", (), (tensor,)
                 )
                 calls.append(rows)
+            case "norm":
+                calls.append(Apply(NORM, (draw(before),), written("norm")))
+            case "attention":
+                sources = (draw(before), draw(before), draw(before))
+                calls.append(Apply(ATTENTION, sources, written("attention")))
+            case "sum":
+                source, tensor = draw(before), draw(before)
+                calls.append(Apply(Pointwise(), (source,), written("sum"), "add", (), (tensor,)))
             case _:
                 calls.append(Exit(draw(before), 0))
     return Region((Border(4, 4, 4),), (Border(4, 4, 4),), tuple(values), tuple(calls))
@@ -52,8 +71,8 @@ def lifetimes(region: Region) -> dict[str, range]:
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     for position, call in enumerate(region.calls):
-        reads = () if isinstance(call, Enter) else (call.source, *getattr(call, "tensors", ()))
-        for name in reads:
+        read = () if isinstance(call, Enter) else getattr(call, "sources", None) or (call.source,)  # type: ignore[union-attr]
+        for name in (*read, *getattr(call, "tensors", ())):
             last[name] = position
         if not isinstance(call, Exit):
             first[call.target] = last[call.target] = position
@@ -92,6 +111,29 @@ def test_values_are_aligned_and_have_slack_on_both_sides(region: Region) -> None
         assert offset % LINE == 0
         assert SLACK <= offset <= arena.size - value_size(region.value[name]) - SLACK
     assert arena.size % LINE == 0
+
+
+def test_a_sequence_of_several_tiles_takes_as_many() -> None:
+    one, several = Value(12, Tokens(length=128)), Value(12, Tokens(length=300))
+    assert value_size(several) == 3 * value_size(one) == 3 * 16 * 128
+    assert value_size(Value(12, Tokens())) == value_size(one)
+
+
+def test_attention_does_not_overwrite_what_it_reads() -> None:
+    """Though nobody reads it afterwards."""
+    value = Value(8, Tokens(length=300))
+    calls = (
+        Enter(0, "q"),
+        Enter(1, "k"),
+        Enter(2, "v"),
+        Apply(ATTENTION, ("q", "k", "v"), "y"),
+        Apply(NORM, ("y",), "z"),
+        Exit("z", 0),
+    )
+    region = Region((Border(8),) * 3, (Border(8),), tuple((name, value) for name in "qkvyz"), calls)
+    offsets = plan_arena(region).offsets
+    assert offsets["y"] not in {offsets[name] for name in "qkv"}
+    assert offsets["z"] in {offsets[name] for name in "qkv"}
 
 
 def test_a_chain_uses_two_slots() -> None:

@@ -20,7 +20,8 @@ from sparsecomp.codegen.stream import make_stream
 from sparsecomp.epilogue import ACTIVATIONS, STEPS, apply, split_steps
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(1, 1))
@@ -106,7 +107,7 @@ def test_steps_in_a_row_add_up(step: str) -> None:
     expression, or every further step multiplies the time to compile by about ten."""
 
     def size(epilogue: str) -> int:
-        spec = RowsKernel(1, 0, 1, HOW.pattern, HOW.schedule, 0, 128, (), epilogue, masked=False)
+        spec = RowsKernel(1, 0, 1, HOW.pattern, Schedule(1, 1), 0, 128, (), epilogue, masked=False)
         module = tvm.IRModule({"kernel": gathered_rows("kernel", spec, machine_of(Target()))})
         return len(s_tir.transform.StmtSimplify()(module).script())
 

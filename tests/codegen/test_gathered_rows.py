@@ -20,7 +20,8 @@ from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import TILE
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp, run_section
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp, run_section
 from sparsecomp.target import Target
 
 MACHINE = machine_of(Target())
@@ -177,10 +178,10 @@ def lowered(
     geometry = source_geometry(section)
     streams = [
         make_stream(pack(matrices[op.site], choice.pattern), op.layer, geometry[op.site], choice.schedule)
-        for op, choice in zip(section.ops, how, strict=True)
+        for op, choice in zip(section.layers, how, strict=True)
     ]
     region = lay_out(section, how, [stream.kept for stream in streams])
-    operands = [vector for op in section.ops for vector in vectors[op.site]]
+    operands = [vector for op in section.layers for vector in vectors[op.site]]
     return LoweredRegion(compile_region(region, MACHINE), streams, operands, threads)
 
 
@@ -198,11 +199,11 @@ def check(case: Case) -> None:
     section, threads = case.section, [1]
     matrices = {
         op.site: random_matrix(op.layer, density)
-        for op, density in zip(section.ops, case.densities, strict=True)
+        for op, density in zip(section.layers, case.densities, strict=True)
     }
     vectors = {
         op.site: [torch.randn(op.layer.rows) for step in split_steps(op.epilogue) if STEPS[step] == "vector"]
-        for op in section.ops
+        for op in section.layers
     }
     inputs = [torch.randn(shape) for shape in section.input_shapes]
     expected = run_section(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 from sparsecomp.codegen.layout import View, lay_out, place, source_geometry, source_view
 from sparsecomp.geometry import Planes, Tokens
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Enter, Region, Rows, RowsKernelChoice, Schedule, Section, SectionOp, Split
+from sparsecomp.region import Apply, Border, Enter, Exit, Region, Rows, RowsKernelChoice, Schedule, Split
+from sparsecomp.section import Section, SectionOp, WorkOp
+from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(8, 128, 128))
 SHARED = RowsKernelChoice(RowBlocks(8, shared=True), Schedule(3, 256))
@@ -56,8 +60,50 @@ def bottleneck() -> Section:
     )
 
 
+def encoder(mask_batch: int = 2) -> Section:
+    """The first half of a transformer block on 197 tokens: norm, one layer for q, k and v, attention, residual."""
+    narrow, wide = (2, 197, 64), (2, 197, 192)
+    attention = Attention(4, 4, 16, 16, 0.25, starts=(0, 64, 128), masked=True)
+    sources, shapes = ("w", "w", "w", "m"), (wide, wide, wide, (mask_batch, 1, 197, 208))
+    return Section(
+        ("x", "m"),
+        (
+            WorkOp("n", Norm("layer", 64, 1e-5, True, True), ("x",), (narrow,), "h", narrow),
+            SectionOp("qkv", linear("qkv", 192, 64), "h", "w", "bias"),
+            WorkOp("a", attention, sources, shapes, "a", narrow, shared_mask=mask_batch == 1),
+            SectionOp("out", linear("out", 64, 64), "a", "y", "bias add", ("x",)),
+            WorkOp("z", Norm("rms", 64, 1e-6, True, False), ("y",), (narrow,), "z", narrow),
+        ),
+        ("y", "z"),
+    )
+
+
+def pool(name: str, kind: Literal["max", "mean"], window: Layer, source: str, target: str) -> WorkOp:
+    """As `window`, a depthwise convolution, reads."""
+    given = (1, *window.input_shape[1:])
+    return WorkOp(name, Pool(kind, window), (source,), (given,), target, window.output_shape, channel=1)
+
+
+def stem() -> Section:
+    """Where a ResNet begins, and how it ends: convolution, max pool, a sum of two, the mean of all pixels."""
+    window = replace(conv("", 16, 1, 12, 3, stride=2), groups=16, input_shape=(1, 16, 12, 12))
+    made = (1, 16, 6, 6)
+    return Section(
+        ("x", "r"),
+        (
+            SectionOp("c", conv("c", 16, 3, 24, 7, stride=2), "x", "h", "bias relu"),
+            pool("p", "max", window, "h", "p"),
+            WorkOp("s", Pointwise(), ("p",), (made,), "s", made, "add relu", ("r",), channel=1),
+            SectionOp("d", conv("d", 16, 16, 6, 3), "s", "t", "bias"),
+            WorkOp("m", Mean(keep=False), ("t",), (made,), "m", (1, 16), channel=1),
+        ),
+        ("s", "m"),
+    )
+
+
 def region_of(section: Section) -> Region:
-    return lay_out(section, [HOW] * len(section.ops), [0] * len(section.ops))
+    count = len(section.layers)
+    return lay_out(section, [HOW] * count, [0] * count)
 
 
 def test_two_layer_mlp(golden: Callable[[str], None]) -> None:
@@ -73,7 +119,7 @@ def test_a_shared_list_is_as_long_as_its_stream(golden: Callable[[str], None]) -
 
 
 def test_regions_pass_their_check() -> None:
-    for section in (mlp(), bottleneck()):
+    for section in (mlp(), bottleneck(), encoder(), stem()):
         region_of(section).check()
 
 
@@ -113,24 +159,31 @@ def test_vectors_are_numbered_through_the_region() -> None:
 
 def test_regions_of_equal_blocks_are_equal() -> None:
     def renamed(section: Section, prefix: str) -> Section:
+        def names(own: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(prefix + name for name in own)
+
         ops = tuple(
-            SectionOp(
-                prefix + op.site,
-                Layer(**{**vars(op.layer), "name": prefix + op.layer.name, "weight": prefix}),
-                prefix + op.source,
-                prefix + op.target,
-                op.epilogue,
-                tuple(prefix + name for name in op.tensors),
+            replace(
+                op,
+                site=prefix + op.site,
+                layer=replace(op.layer, name=prefix + op.layer.name, weight=prefix),
+                source=prefix + op.source,
+                target=prefix + op.target,
+                tensors=names(op.tensors),
+            )
+            if isinstance(op, SectionOp)
+            else replace(
+                op,
+                site=prefix + op.site,
+                sources=names(op.sources),
+                target=prefix + op.target,
+                tensors=names(op.tensors),
             )
             for op in section.ops
         )
-        return Section(
-            tuple(prefix + name for name in section.inputs),
-            ops,
-            tuple(prefix + name for name in section.outputs),
-        )
+        return Section(names(section.inputs), ops, names(section.outputs))
 
-    for section in (mlp(), bottleneck()):
+    for section in (mlp(), bottleneck(), encoder(), stem()):
         assert region_of(renamed(section, "layer2.")) == region_of(section)
 
 
@@ -138,7 +191,7 @@ def test_source_geometry_is_the_grid_that_the_kernel_walks() -> None:
     section = bottleneck()
     geometry, values = source_geometry(section), place(section)
     assert set(geometry) == {"a", "b", "s", "c"}
-    for op in section.ops:
+    for op in section.layers:
         assert geometry[op.site] == values[source_view(op)].geometry
     assert set(source_geometry(mlp()).values()) == {Tokens()}
 
@@ -148,3 +201,104 @@ def test_a_stride_of_one_reads_whole_images() -> None:
     assert source_view(section.ops[0]) == View("x")
     assert source_view(section.ops[1]) == View("h", (2, 2), ((0, 0), (0, 1), (1, 0), (1, 1)))
     assert source_view(section.ops[2]) == View("x", (2, 2), ((0, 0),))
+
+
+# Work between layers ----------------------------------------------------------------------------------------
+
+
+def test_a_transformer_block_of_sequences(golden: Callable[[str], None]) -> None:
+    golden(str(region_of(encoder())))
+
+
+def test_a_stem_with_pools_and_a_mean(golden: Callable[[str], None]) -> None:
+    golden(str(region_of(stem())))
+
+
+def test_attention_makes_each_sequence_an_item() -> None:
+    region = region_of(encoder())
+    assert {value.geometry for _, value in region.values} == {Tokens(length=197)}
+    assert region.tokens == Tokens(length=197)
+    assert region.tokens.tiles == 2
+
+
+def test_weights_do_not_mind_how_tokens_are_cut_into_items() -> None:
+    assert set(source_geometry(encoder()).values()) == {Tokens()} == set(source_geometry(mlp()).values())
+
+
+def test_a_mask_is_read_as_it_lies() -> None:
+    """It does not enter: no value of the region stands for it."""
+    region = region_of(encoder())
+    assert region.inputs == (Border(64), Border(1, 197, 208))
+    assert [call.source for call in region.calls if isinstance(call, Enter)] == [0]
+    (attention,) = (c for c in region.calls if isinstance(c, Apply) and isinstance(c.work, Attention))
+    assert attention.mask == 1
+    assert len(attention.sources) == 3
+
+
+def test_a_mask_may_be_one_for_all() -> None:
+    shared = region_of(encoder(mask_batch=1))
+    assert shared.inputs == (Border(64), Border(1, 197, 208, shared=True))
+    assert shared != region_of(encoder())
+    assert shared.calls == region_of(encoder()).calls
+
+
+def test_vectors_of_work_are_numbered_with_those_of_layers() -> None:
+    region = region_of(encoder())
+    assert [call.vectors for call in region.calls if isinstance(call, Rows | Apply)] == [
+        (0, 1),
+        (2,),
+        (),
+        (3,),
+        (4,),
+    ]
+    assert region.vectors == 5
+
+
+def test_a_pool_reads_as_a_convolution_does() -> None:
+    """In phases, with zeros around it where it has padding."""
+    section = stem()
+    pooling = section.ops[1]
+    assert source_view(pooling) == View("h", (2, 2), ((0, 0), (0, 1), (1, 0), (1, 1)))
+    split = place(section)[source_view(pooling)]
+    assert split.channels == 4 * 16
+    assert split.zero_pads
+
+
+def test_a_pool_and_a_convolution_may_read_the_same_phases() -> None:
+    window = replace(conv("", 4, 1, 10, 3, stride=2), groups=4, input_shape=(1, 4, 10, 10))
+    ops = (
+        SectionOp("a", conv("a", 4, 4, 10, 1), "x", "h"),
+        SectionOp("b", conv("b", 8, 4, 10, 3, stride=2), "h", "y"),
+        pool("p", "mean", window, "h", "z"),
+    )
+    calls = region_of(Section(("x",), ops, ("y", "z"))).calls
+    assert sum(isinstance(call, Split) for call in calls) == 1
+
+
+def test_a_mean_lies_on_a_grid_of_its_own() -> None:
+    values = place(stem())
+    mean, image = values[View("m")], values[View("t")]
+    assert isinstance(mean.geometry, Planes)
+    assert (mean.channels, mean.geometry.height, mean.geometry.width) == (16, 1, 1)
+    assert mean.geometry != image.geometry
+    assert region_of(stem()).outputs == (Border(16, 6, 6), Border(16))
+
+
+def test_a_mean_that_keeps_its_dimensions_is_an_image() -> None:
+    made = (1, 4, 1, 1)
+    ops = (
+        SectionOp("a", conv("a", 4, 3, 10, 3), "x", "h"),
+        WorkOp("m", Mean(keep=True), ("h",), ((1, 4, 10, 10),), "m", made, channel=1),
+        SectionOp("b", conv("b", 2, 4, 1, 1), "m", "y", "sigmoid"),
+    )
+    region = region_of(Section(("x",), ops, ("m", "y")))
+    region.check()
+    assert region.outputs == (Border(4, 1, 1), Border(2, 1, 1))
+
+
+def test_what_a_sum_reads_from_outside_enters_on_its_grid() -> None:
+    region, value = region_of(stem()), region_of(stem()).value
+    (total,) = (c for c in region.calls if isinstance(c, Apply) and isinstance(c.work, Pointwise))
+    assert len({value[name].geometry for name in (*total.sources, *total.tensors, total.target)}) == 1
+    assert [call.source for call in region.calls if isinstance(call, Enter)] == [0, 1]
+    assert [call.target for call in region.calls if isinstance(call, Exit)] == [0, 1]

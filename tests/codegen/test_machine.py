@@ -20,7 +20,8 @@ from sparsecomp.epilogue import apply
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 ON_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -97,6 +98,7 @@ def test_inner_loops_are_vector_multiply_adds_in_registers(
     code, stream = compiled(layer, torch.ones(layer.rows, layer.columns), pattern, expected.target)
     loops = inner_loops(code.source("asm"), expected.multiply_add)
     counts = [sum(bool(re.search(expected.multiply_add, line)) for line in loop) for loop in loops]
+    assert isinstance(stream.schedule, Schedule)
     assert max(counts, default=0) >= pattern.rows * stream.schedule.vectors
     for line in (line for loop in loops for line in loop):
         assert not re.search(expected.scalar, line), line

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparsecomp.codegen.layout import source_geometry
-from sparsecomp.codegen.stream import SHARES, Stream, StreamStore, make_stream, read_stream
+from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.stream import Stream, StreamStore, make_stream, read_stream
 from sparsecomp.geometry import Planes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, RowBlocks, pack
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 
 UNSTRUCTURED = RowBlocks(1)
 LAYERS = {

@@ -15,7 +15,8 @@ from sparsecomp.codegen.timings import Key, Record, Timings, layer_key, region_k
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.program import Body
-from sparsecomp.region import RowsKernelChoice, Schedule, Section, SectionOp
+from sparsecomp.region import RowsKernelChoice, Schedule
+from sparsecomp.section import Section, SectionOp
 from sparsecomp.target import Target
 
 HOW = RowsKernelChoice(RowBlocks(1), Schedule(4, 16))

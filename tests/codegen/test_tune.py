@@ -24,7 +24,7 @@ from sparsecomp.codegen.workbench import Bench, BenchLostError
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.progress import Watch
-from sparsecomp.region import RowsKernelChoice
+from sparsecomp.region import RowsKernelChoice, Schedule
 from sparsecomp.target import Target
 from sparsecomp.tuning import Budget, split
 
@@ -65,6 +65,7 @@ class InventedBench:
 def wide(kernel: RowsKernelChoice) -> float:
     """Seven vectors and a single pass are best, which no default has."""
     schedule = kernel.schedule
+    assert isinstance(schedule, Schedule)
     return 1e-4 * kernel.pattern.rows * (1 + abs(schedule.vectors - 7)) * (1 + 10 / schedule.columns)
 
 
@@ -122,6 +123,7 @@ def test_later_compilations_use_it_without_measuring(monkeypatch: pytest.MonkeyP
     candidates = Meter(Target(), 1, timings).candidates(LAYERS[0], matrix(LAYERS[0]))
     tuned = next(candidate for candidate in candidates if candidate.how and candidate.how.pattern.rows == 1)
     assert tuned.how is not None
+    assert isinstance(tuned.how.schedule, Schedule)
     assert tuned.how.schedule.vectors == 7
 
 

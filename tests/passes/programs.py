@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from sparsecomp import codegen
 from sparsecomp.capture import capture
 from sparsecomp.codegen.reference import StoredCost
 from sparsecomp.passes import analysis, choosing, rewriting
 from sparsecomp.pipeline import run
-from sparsecomp.program import Program
+from sparsecomp.primitives import REGIONS
+from sparsecomp.program import Program, operator_name
+from sparsecomp.section import SectionOp
+from sparsecomp.target import Target
 
 
 def sparse(model: nn.Module, density: float = 0.1) -> nn.Module:
@@ -35,10 +41,58 @@ def chosen(model: nn.Module, *inputs: Tensor, **options: Any) -> Program:
 
 
 def rewritten(model: nn.Module, *inputs: Tensor) -> Program:
-    return run(rewriting("test/region"), chosen(model, *inputs))[0]
+    return run(rewriting("test/region", inputs), chosen(model, *inputs))[0]
 
 
 def same_outputs(program: Program, model: nn.Module, *inputs: Tensor) -> bool:
     with torch.no_grad():
         expected = model(*inputs)
-    return bool(torch.allclose(program(*inputs)[0], expected, atol=1e-5))
+    outputs, expected = program(*inputs), pytree.tree_leaves(expected)
+    return len(outputs) == len(expected) and all(
+        torch.allclose(y, y0, atol=1e-5) for y, y0 in zip(outputs, expected, strict=True)
+    )
+
+
+KEPT: list[object] = []
+"""Regions are found by name only as long as somebody holds them."""
+
+
+def same_when_lowered(program: Program, model: nn.Module, *inputs: Tensor, target: str = "reference") -> bool:
+    """Whether the program's regions, lowered, give the model's outputs."""
+    streams = codegen.stream_store()
+    for name, body in program.regions.items():
+        runner = codegen.lower(body, Target(target), streams, lambda: 1)
+        KEPT.append(runner)
+        REGIONS[name] = runner
+    return same_outputs(program, model, *inputs)
+
+
+def operators(program: Program) -> list[str]:
+    """Names of the operators in the graph, in order."""
+    return [operator_name(node) for node in program.graph.graph.nodes if node.op == "call_function"]
+
+
+def sections(program: Program) -> list[list[str]]:
+    """What each region does, operator by operator: "linear", "layer norm", "pointwise"."""
+    return [
+        [op.layer.op if isinstance(op, SectionOp) else str(op.work) for op in body.section.ops]
+        for body in program.regions.values()
+    ]
+
+
+class Wired(nn.Module):
+    """Modules, parameters and buffers, wired by a function of this module and its inputs."""
+
+    def __init__(self, function: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self, *inputs)
+
+
+def let(function: Callable[..., Any], *values: Any) -> Any:
+    """function(*values): names for what one expression reads more than once."""
+    return function(*values)

@@ -73,9 +73,11 @@ def test_nothing_to_do() -> None:
 # Forms of a bias that are not one constant number a channel -----------------------------------------------
 
 
-def lowered(program: Program, target: Target, name: str) -> Callable[..., tuple[Tensor, ...]]:
+def lowered(
+    program: Program, target: Target, name: str, *inputs: Tensor
+) -> Callable[..., tuple[Tensor, ...]]:
     """The program with its regions compiled for the target."""
-    after, _ = run(rewriting(name), program)
+    after, _ = run(rewriting(name, inputs), program)
     streams = codegen.stream_store()
     runners = {
         region: codegen.lower(body, target, streams, lambda: 1) for region, body in after.regions.items()
@@ -93,7 +95,7 @@ def lowered(program: Program, target: Target, name: str) -> Callable[..., tuple[
 def test_a_bias_of_addmm_may_broadcast(shape: tuple[int, ...], kind: str) -> None:
     x = torch.randn(5, 16)
     program = chosen(Call(lambda x, w, b: torch.addmm(b, x, w), (16, 12), shape), x)
-    compiled = lowered(program, Target(kind), f"broadcast{len(shape)}{sum(shape)}{kind}")
+    compiled = lowered(program, Target(kind), f"broadcast{len(shape)}{sum(shape)}{kind}", x)
     torch.testing.assert_close(compiled(x), program(x))
 
 
@@ -104,18 +106,18 @@ def test_a_bias_may_be_computed(kind: str) -> None:
 
     x = torch.randn(5, 16)
     program = chosen(Call(constant, (12, 16)), x)
-    torch.testing.assert_close(lowered(program, Target(kind), f"constant{kind}")(x), program(x))
+    torch.testing.assert_close(lowered(program, Target(kind), f"constant{kind}", x)(x), program(x))
 
 
 @pytest.mark.parametrize("kind", ["reference", "cpu"])
 def test_a_bias_may_be_an_input(kind: str) -> None:
     x, b = torch.randn(5, 16), torch.randn(5, 12)
     program = chosen(Call(lambda x, b, w, _: torch.addmm(b, x, w), (16, 12)), x, b)
-    torch.testing.assert_close(lowered(program, Target(kind), f"input{kind}")(x, b), program(x, b))
+    torch.testing.assert_close(lowered(program, Target(kind), f"input{kind}", x, b)(x, b), program(x, b))
 
 
 @pytest.mark.parametrize("kind", ["reference", "cpu"])
 def test_a_weight_may_be_read_both_ways(kind: str) -> None:
     x = torch.randn(5, 16)
     program = chosen(Call(lambda x, w, b: (x @ w.t()) @ w, (16, 16)), x)
-    torch.testing.assert_close(lowered(program, Target(kind), f"ways{kind}")(x), program(x))
+    torch.testing.assert_close(lowered(program, Target(kind), f"ways{kind}", x)(x), program(x))

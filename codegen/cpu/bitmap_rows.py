@@ -1,0 +1,269 @@
+"""The kernel for few tokens: vectors of the dense weight, made in registers of a bitmap and the kept values.
+
+    y[t, m] = epilogue( sum_k W[m, k] * x[t, k] )        x and y as PyTorch holds them, tokens first
+
+With few tokens each weight is used a few times only, so the time is that of reading the weights: here as little
+as they can be in float32. Lanes are columns of the weight, not tokens, so one token fills a vector too.
+
+    for each pair of units of 16 rows, far apart:        memory delivers two streams faster than one
+        for each chunk of four, two or one tokens:
+            for each group of 4 rows:
+                for each block of 16 columns: 4 vectors expanded, each multiplied with every token's x
+            the epilogue, on vectors of 16 rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from sparsecomp.codegen.bitmap import BLOCK, GROUP, UNIT
+from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat
+from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS, VECTOR_FORMS
+from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.shares import SHARES
+from sparsecomp.epilogue import STEPS, split_steps
+
+STREAMS = 2
+"""Units walked at once, in different parts of the values."""
+CHUNK = 4
+"""Most tokens that share an expanded vector: with 4 rows their sums leave half of the registers."""
+
+# An expansion waits for what was in the register it writes, though it overwrites all of it: five cycles each, one
+# after the other, where they share a register (Zen 4). Expanding a loaded vector in place waits for nothing else,
+# and only inline assembly can ask for that: LLVM would fold the load and pick any register.
+EXPAND = """
+define linkonce_odr <16 x float> @sparsecomp_expand{row}(<16 x float> %values, i64 %bits) #0 {{
+  %group = bitcast i64 %bits to <64 x i1>
+  %mask = shufflevector <64 x i1> %group, <64 x i1> poison, <16 x i32> <{lanes}>
+  %result = call <16 x float> asm "vexpandps $0, $0 {{$2}} {{z}}", "=v,0,^Yk"(<16 x float> %values, <16 x i1> %mask)
+  ret <16 x float> %result
+}}
+"""
+SUM = """
+declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
+define linkonce_odr float @sparsecomp_sum(<16 x float> %v) #0 {{
+  %result = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %v)
+  ret float %result
+}}
+attributes #0 = {{ alwaysinline nounwind "target-cpu"="{cpu}" }}
+"""
+
+
+def refusal(machine: Machine) -> str:
+    """Why the kernel does not run there, or nothing."""
+    return "" if machine.lanes == BLOCK else "needs the expanding moves of AVX-512"
+
+
+@dataclass(frozen=True)
+class BitmapRows:
+    """Everything the kernel is compiled for; calls that agree in it share the kernel."""
+
+    rows: int
+    columns: int
+    epilogue: str
+    dense: bool = False
+    """Whether the values are whole blocks, without bits."""
+    in_place: bool = False
+    """Whether the values are the dense matrix itself, row after row."""
+    ahead: int = 512
+    """Floats of the values fetched ahead of use, in each stream; 0 for none.
+
+    Dense weights the processor fetches ahead by itself, and is best left alone.
+    """
+
+
+def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimFunc:
+    """Arguments: index, masks, values, balance (see `codegen/bitmap.py`), x (tokens x columns), y (tokens x rows),
+    operands of the epilogue (a vector of rows, or of y's shape)...; which part of how many, number of tokens.
+
+    Nothing is read or written outside x, y and the operands. Parts share the rows.
+    """
+    assert not refusal(machine), refusal(machine)
+    kinds = [STEPS[step] for step in split_steps(spec.epilogue)]
+    operands = [(f"operand{i}", "float32") for i, kind in enumerate(kinds) if kind != "none"]
+    pointers = [("index", "int32"), ("masks", "uint64"), ("values", "float32"), ("balance", "int32")]
+    pointers += [("x", "float32"), ("y", "float32"), *operands]
+
+    def body(*arguments: Expr) -> None:
+        *buffers, part, parts, tokens = arguments
+        with T.attr(T.int32(0), "pragma_import_llvm", _intrinsics(machine)):
+            _Emitter(spec, buffers, tokens).part(part, parts)
+
+    return kernel(name, pointers, ["part", "parts", "tokens"], body)
+
+
+def _intrinsics(machine: Machine) -> str:
+    lanes = [range(row * BLOCK, (row + 1) * BLOCK) for row in range(GROUP)]
+    texts = [
+        EXPAND.format(row=row, lanes=", ".join(f"i32 {bit}" for bit in bits))
+        for row, bits in enumerate(lanes)
+    ]
+    return "".join(texts) + SUM.format(cpu=machine.cpu)
+
+
+class _Emitter:
+    def __init__(self, spec: BitmapRows, buffers: Sequence[Expr], tokens: Expr) -> None:
+        self.spec, self.tokens = spec, tokens
+        self.index, self.masks, self.values, self.balance, self.x, self.y, *self.operands = buffers
+
+    def part(self, part: Expr, parts: Expr) -> None:
+        """Units of the part, the first half along with the second. Where they are odd in number one is computed
+        twice, to the same result: that costs less than code of its own."""
+        low = T.bind(self.balance[T.truncdiv(part * SHARES, parts)])
+        high = T.bind(self.balance[T.truncdiv((part + 1) * SHARES, parts)])
+        steps = T.bind(T.truncdiv(high - low + (STREAMS - 1), T.int32(STREAMS)))
+        fours = T.bind(
+            T.truncdiv(self.tokens + 1, T.int32(CHUNK))
+        )  # three tokens are four, the last one twice
+        left = T.bind(T.max(self.tokens - fours * CHUNK, 0))
+        with T.serial(steps) as step:
+            units = [T.bind(T.min(low + step + steps * s, high - 1)) for s in range(STREAMS)]
+            with T.serial(fours) as four:
+                for unit in units:
+                    _Chunk(self, [unit], T.bind(four * CHUNK), CHUNK).emit()
+            for size in (2, 1):
+                with T.If(left == size), T.Then():
+                    _Chunk(self, units, T.bind(fours * CHUNK), size).emit()
+
+
+class _Chunk:
+    """Some units for some tokens. Past the last token it is repeated."""
+
+    def __init__(self, emitter: _Emitter, units: Sequence[Expr], first: Expr, size: int) -> None:
+        self.emitter, self.spec, self.units, self.first, self.size = emitter, emitter.spec, units, first, size
+        self.whole, self.rest = divmod(self.spec.columns, BLOCK)
+        self.blocks = self.whole + bool(self.rest)
+
+    def emit(self) -> None:
+        count = len(self.units)
+        self.sums = T.alloc_buffer((count * self.size * UNIT,), "float32")
+        self.rows = T.alloc_buffer((count,), "int64")
+        self.positions = [T.alloc_buffer((1,), "int64") for _ in self.units]
+        self.starts = [T.bind(self.token(t) * self.spec.columns) for t in range(self.size)]
+        for s, unit in enumerate(self.units):
+            T.buffer_store(self.rows, i64(unit) * UNIT, [s])
+            if not self.spec.in_place:
+                T.buffer_store(self.positions[s], i64(self.emitter.index[unit]), [0])
+        with T.serial(T.int32(UNIT // GROUP)) as group:
+            self.group(group)
+        with T.serial(T.int32(count)) as s, T.serial(T.int32(self.size)) as t:
+            self.finish(T.bind(self.rows[s]), self.token(t), T.bind((s * self.size + t) * UNIT))
+
+    def token(self, t: Expr) -> Expr:
+        return T.bind(i64(T.min(self.first + t, self.emitter.tokens - 1)))
+
+    # Sums ----------------------------------------------------------------------------------------------
+
+    def group(self, group: Expr) -> None:
+        """Sums of 4 rows of each unit."""
+        sums = Accumulators(len(self.units) * GROUP * self.size, BLOCK)
+        for i in range(len(self.units) * GROUP * self.size):
+            sums[i] = splat(0.0, BLOCK)
+        masks = [T.bind((i64(unit) * (UNIT // GROUP) + i64(group)) * self.blocks) for unit in self.units]
+        if self.spec.in_place:
+            self.lines = [self.row_starts(unit, group) for unit in self.units]
+        with T.serial(T.int32(self.whole)) as block:
+            self.block(i64(block), masks, sums, BLOCK)
+        if self.rest:
+            self.block(T.int64(self.whole), masks, sums, self.rest)
+        for i in range(len(self.units) * self.size):
+            for r in range(GROUP):
+                total = T.call_extern("float32", "sparsecomp_sum", sums[i * GROUP + r])
+                T.buffer_store(self.sums, total, [i * UNIT + group * GROUP + r])
+
+    def block(self, block: Expr, masks: Sequence[Expr], sums: Accumulators, columns: int) -> None:
+        x = [T.bind(self.load_x(start + block * BLOCK, columns)) for start in self.starts]
+        for s, mask in enumerate(masks):
+            found = self.lie(s, block, columns) if self.spec.in_place else self.weights(s, mask + block)
+            for r, weights in enumerate(found):
+                for t in range(self.size):
+                    i = (s * self.size + t) * GROUP + r
+                    sums[i] = sums[i] + weights * x[t]
+
+    def row_starts(self, unit: Expr, group: Expr) -> list[Expr]:
+        """Of 4 rows of the matrix; past the last row it is repeated."""
+        first, last = T.bind(i64(unit) * UNIT + i64(group) * GROUP), T.int64(self.spec.rows - 1)
+        return [T.bind(T.min(first + r, last) * self.spec.columns) for r in range(GROUP)]
+
+    def lie(self, s: int, block: Expr, columns: int) -> list[Expr]:
+        """A block of 4 rows of the matrix as it lies."""
+        values, found = self.emitter.values, []
+        for start in self.lines[s]:
+            at = T.bind(start + block * BLOCK)
+            if self.spec.ahead:
+                prefetch(values, at + self.spec.ahead)
+            found.append(T.bind(self.load_partly(values, at, columns)))
+        return found
+
+    def weights(self, s: int, mask: Expr) -> list[Expr]:
+        """A block of 4 rows, and the position moved behind it."""
+        values, at = self.emitter.values, T.bind(self.positions[s][0])
+        if self.spec.ahead:
+            prefetch(values, at + self.spec.ahead)
+        if self.spec.dense:
+            T.buffer_store(self.positions[s], at + GROUP * BLOCK, [0])
+            return [T.bind(load(values, at + r * BLOCK, BLOCK)) for r in range(GROUP)]
+        bits = T.bind(self.emitter.masks[mask])
+        found = []
+        for r in range(GROUP):
+            # Bits of the rows before, moved to the top so that those of the others fall out.
+            before = i64(T.popcount(bits << T.uint64((GROUP - r) * BLOCK))) if r else T.int64(0)
+            vector = load(values, at + before, BLOCK)
+            found.append(T.bind(T.call_extern("float32x16", f"sparsecomp_expand{r}", vector, bits)))
+        T.buffer_store(self.positions[s], at + i64(T.popcount(bits)), [0])
+        return found
+
+    def load_x(self, start: Expr, columns: int) -> Expr:
+        return self.load_partly(self.emitter.x, start, columns)
+
+    def load_partly(self, buffer: Expr, start: Expr, columns: int) -> Expr:
+        """The first columns of a block, and zeros: the other lanes of a masked load are undefined."""
+        if columns == BLOCK:
+            return load(buffer, start, BLOCK)
+        lanes = T.Ramp(T.int32(0), T.int32(1), BLOCK)
+        inside = lanes < T.Broadcast(T.int32(columns), BLOCK)
+        loaded = T.masked_load("float32x16", buffer, T.Ramp(start, T.int64(1), BLOCK), inside)
+        return T.Select(inside, loaded, splat(0.0, BLOCK))
+
+    # Epilogue ------------------------------------------------------------------------------------------
+
+    def finish(self, row: Expr, token: Expr, at: Expr) -> None:
+        """The epilogue's steps in order, on 16 rows of a token, then the store."""
+        start = T.bind(token * self.spec.rows + row)
+        y = T.bind(load(self.sums, at, UNIT))
+        operands = iter(self.emitter.operands)
+        for step in split_steps(self.spec.epilogue):
+            match step:
+                case "bias":
+                    y = T.bind(y + self.load_rows(next(operands), row, row))
+                case "scale":
+                    y = T.bind(y * self.load_rows(next(operands), row, row))
+                case "add":
+                    y = T.bind(y + self.load_rows(next(operands), start, row))
+                case "multiply":
+                    y = T.bind(y * self.load_rows(next(operands), start, row))
+                case _ if step in HEAVY_STEPS:
+                    # Through a register: TVM's simplifier writes an expression out at each of its uses.
+                    register = Accumulators(2, UNIT)
+                    register[0] = y
+                    register[1] = VECTOR_FORMS[step](register[0], UNIT)
+                    y = register[1]
+                case _:
+                    y = VECTOR_FORMS[step](y, UNIT)
+        if self.spec.rows % UNIT:
+            T.evaluate(T.masked_store(self.emitter.y, y, T.Ramp(start, T.int64(1), UNIT), self.inside(row)))
+        else:
+            T.buffer_store(self.emitter.y, y, [slice(start, start + UNIT)])
+
+    def load_rows(self, operand: Expr, start: Expr, row: Expr) -> Expr:
+        if not self.spec.rows % UNIT:
+            return load(operand, start, UNIT)
+        return T.masked_load("float32x16", operand, T.Ramp(start, T.int64(1), UNIT), self.inside(row))
+
+    def inside(self, row: Expr) -> Expr:
+        """Which of 16 rows there are."""
+        return T.Ramp(row, T.int64(1), UNIT) < T.Broadcast(T.int64(self.spec.rows), UNIT)

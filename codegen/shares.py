@@ -1,0 +1,19 @@
+"""Equal shares of a kernel's work, for however many threads there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHARES = 64
+"""The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
+
+
+def balance(work: Tensor) -> Tensor:
+    """int32 [SHARES + 1]: the units of work, given the work of each, at which the work so far passes each 64th."""
+    total = work.cumsum(0).numpy()
+    cuts = np.arange(1, SHARES) * total[-1] / SHARES
+    inner = np.searchsorted(total, cuts, side="left") + 1
+    found = np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]])
+    return torch.from_numpy(found.astype(np.int32))

@@ -1,0 +1,170 @@
+"""The kernel for few tokens against plain PyTorch in float64: odd shapes, any tokens, parts and epilogues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import tvm
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from sparsecomp.codegen.bitmap import Bitmap, make_bitmap
+from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows, refusal
+from sparsecomp.codegen.machine import machine_of
+from sparsecomp.epilogue import STEPS, apply, split_steps
+from sparsecomp.pattern import RowBlocks, pack
+from sparsecomp.target import Target
+
+MACHINE = machine_of(Target())
+GUARD = 16
+"""Floats before and behind every tensor that a kernel must not read (NaN) or write."""
+runs_here = pytest.mark.skipif(bool(refusal(MACHINE)), reason=refusal(MACHINE))
+
+
+def operand_kinds(epilogue: str) -> list[str]:
+    return [STEPS[step] for step in split_steps(epilogue) if STEPS[step] != "none"]
+
+
+@cache
+def compiled(*specs: BitmapRows) -> Any:
+    """A module of one public function for each kernel: f0, f1, ..."""
+    kernels = {f"kernel{i}": bitmap_rows(f"kernel{i}", spec, MACHINE) for i, spec in enumerate(specs)}
+    module = tvm.IRModule(kernels)
+    for i, spec in enumerate(specs):
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name(f"f{i}")
+            pointers = [T.arg(f"p{p}", T.int64()) for p in range(6 + len(operand_kinds(spec.epilogue)))]
+            numbers = [T.arg(name, T.int32()) for name in ("part", "parts", "tokens")]
+            callee = module.get_global_var(f"kernel{i}")
+            T.evaluate(T.Call(callee, [*pointers, *numbers], ret_ty="void"))
+        module.update_func(tvm.ir.GlobalVar(f"f{i}"), builder.get())
+    return tvm.compile(module, target=MACHINE.tvm_target)
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """A copy, unaligned, with NaN on both sides of it in memory."""
+    padded = torch.full((tensor.numel() + 2 * GUARD + 1,), torch.nan)
+    view = padded[GUARD + 1 : len(padded) - GUARD].view(tensor.shape)
+    view.copy_(tensor)
+    return view
+
+
+def untouched_around(view: Tensor) -> bool:
+    whole = torch.empty(0).set_(view.untyped_storage())
+    return bool(whole.isnan()[: GUARD + 1].all() and whole.isnan()[len(whole) - GUARD :].all())
+
+
+def run(
+    function: Callable[..., None], bitmap: Bitmap, x: Tensor, operands: Sequence[Tensor], parts: int = 1
+) -> Tensor:
+    """y, in memory that held NaN; all parts, the last one first."""
+    held = [guarded(tensor) for tensor in (x, *operands)]
+    y = guarded(torch.full((len(x), bitmap.shape[0]), torch.nan))
+    weights = (bitmap.index, bitmap.masks, bitmap.values, bitmap.balance)
+    addresses = [tensor.data_ptr() for tensor in (*weights, held[0], y, *held[1:])]
+    for part in reversed(range(parts)):
+        function(*addresses, part, parts, len(x))
+    assert untouched_around(y)
+    return y
+
+
+@dataclass(frozen=True)
+class Case:
+    spec: BitmapRows
+    density: float
+    seed: int
+
+    def check(self, tokens: Sequence[int], parts: Sequence[int]) -> None:
+        torch.manual_seed(self.seed)
+        spec = self.spec
+        kept = torch.rand(spec.rows, spec.columns) < self.density
+        matrix = torch.randn(kept.shape) * kept * (spec.columns * max(self.density, 0.1)) ** -0.5
+        bitmap = make_bitmap(pack(matrix, RowBlocks(4, shared=True) if spec.dense else RowBlocks(1)))
+        for count in tokens:
+            x = torch.randn(count, spec.columns)
+            shapes = {"vector": (spec.rows,), "tensor": (count, spec.rows)}
+            operands = [torch.randn(shapes[kind]) for kind in operand_kinds(spec.epilogue)]
+            expected = apply(
+                x.double() @ matrix.double().T, spec.epilogue, [o.double() for o in operands], channel=-1
+            )
+            for split in parts:
+                actual = run(compiled(spec)["f0"], bitmap, x, operands, split)
+                scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+                torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)
+
+
+SPECS = st.builds(
+    BitmapRows,
+    rows=st.one_of(st.integers(1, 70), st.sampled_from([16, 64])),
+    columns=st.one_of(st.integers(1, 100), st.sampled_from([16, 64])),
+    epilogue=st.lists(st.sampled_from(sorted(STEPS)), max_size=3).map(" ".join),
+    dense=st.booleans(),
+    ahead=st.sampled_from([0, 512]),
+)
+CASES = st.builds(Case, SPECS, density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]), seed=st.integers(0, 999))
+
+
+@runs_here
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(CASES)
+def test_any_layer_any_number_of_tokens(case: Case) -> None:
+    case.check(tokens=range(10), parts=(1, 3))
+
+
+@runs_here
+@pytest.mark.parametrize("dense", [False, True])
+def test_parts_cover_all_rows(dense: bool) -> None:
+    """More parts than units: some have nothing to do."""
+    Case(BitmapRows(200, 33, "bias relu", dense), 0.3, 0).check(tokens=(1, 2, 7), parts=(1, 2, 5, 13, 64))
+
+
+@runs_here
+def test_every_activation() -> None:
+    for step, kind in STEPS.items():
+        if kind == "none":
+            Case(BitmapRows(20, 24, f"scale {step} bias"), 0.4, 0).check(tokens=(3,), parts=(1,))
+
+
+@runs_here
+def test_tokens_do_not_reach_each_other() -> None:
+    """With 21 columns a vector of x that began in one token would end in the next."""
+    matrix = torch.randn(18, 21)
+    x = torch.randn(5, 21)
+    x[1], x[3] = torch.nan, torch.inf
+    y = run(compiled(BitmapRows(18, 21, ""))["f0"], make_bitmap(pack(matrix, RowBlocks(1))), x, [])
+    torch.testing.assert_close(y[::2], x[::2] @ matrix.T)
+    assert y[1].isnan().all()
+
+
+@runs_here
+def test_several_kernels_in_a_module() -> None:
+    """All bring the same functions of LLVM IR along."""
+    specs = (BitmapRows(18, 21, ""), BitmapRows(18, 21, "relu"), BitmapRows(18, 21, "", dense=True))
+    matrix, x = torch.randn(18, 21), torch.randn(2, 21)
+    sparse, dense = (make_bitmap(pack(matrix, p)) for p in (RowBlocks(1), RowBlocks(4, shared=True)))
+    module, y = compiled(*specs), x @ matrix.T
+    for name, bitmap, expected in [("f0", sparse, y), ("f1", sparse, y.relu()), ("f2", dense, y)]:
+        torch.testing.assert_close(run(module[name], bitmap, x, []), expected)
+
+
+def test_needs_avx512() -> None:
+    assert not refusal(machine_of(Target(cpu="znver4")))
+    for cpu, triple in [("x86-64-v3", ""), ("neoverse-v1", "aarch64-linux-gnu")]:
+        assert "AVX-512" in refusal(machine_of(Target(cpu=cpu, triple=triple)))
+
+
+@runs_here
+def test_expansion_waits_for_no_other() -> None:
+    """In place, of a register that a load has just filled; see the comment on the intrinsic."""
+    lines = compiled(BitmapRows(64, 64, "")).mod.inspect_source("asm").splitlines()
+    expansions = [line.replace(",", " ").split() for line in lines if "vexpandps" in line]
+    assert expansions
+    assert all(source == target for _, source, target, *_ in expansions)
