@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -129,7 +130,7 @@ class TuningReport:
         console = Console(file=file, width=240, color_system=None, highlight=False)
         console.print(self._headline())
         for note in self.notes:
-            console.print(f"note: {note}")
+            console.print(f"note: {note}", markup=False)
         if self.calls:
             console.print()
             console.print(self._table())
@@ -157,7 +158,7 @@ class TuningReport:
                 *(_number(call.default_seconds), _number(call.tuned_seconds)),
                 f"{call.gain:.2f}x" if call.decided else "",
                 *(_number(call.predicted_seconds), _number(call.dense_seconds), str(call.trials)),
-                call.tuned or "not decided yet",
+                escape(call.tuned or "not decided yet"),
             )
         return table
 
