@@ -1,7 +1,7 @@
 """The cost model: seconds of a kernel before it is measured, as a sum of amounts of work times what each costs.
 
-The costs are fitted to what was measured on the same device with the same threads; they start from those of a
-machine at its roofline, and stay near them where little was measured. The model orders a search and says when
+The costs are fitted to what was measured on the same device with the same threads; they start from those of one
+server processor, and stay near them where little was measured. The model orders a search and says when
 to end it. It never decides what is used.
 """
 
@@ -26,20 +26,20 @@ from sparsecomp.region import Depthwise, FewTokens, RowsKernelChoice, Schedule
 
 Work = Mapping[str, float]
 """Amount of each kind of work."""
-ROOFLINE: Mapping[str, float] = {
+STARTING_COSTS: Mapping[str, float] = {
     "calls": 1e-6,
-    "multiply-adds": 0.14e-9,  # of a vector
-    "loads": 0.14e-9,  # of a vector of X that is in the L1 cache
-    "far loads": 0.3e-9,  # what more it takes where it is not
-    "entries": 0.3e-9,  # of lists: a loop's turn, and the offset
-    "broadcasts": 0.1e-9,  # of a weight to a vector
-    "visits": 3e-9,  # of a block of rows: its sums are cleared, and stored
-    "partial sums": 0.3e-9,  # vectors stored by one pass for the next, and loaded by it
-    "stream bytes": 0.02e-9,
-    "unfetched bytes": 0.03e-9,  # what more they take where nothing is fetched ahead
-    "spills": 0.5e-9,  # sums beyond the registers, at each entry
+    "multiply-adds": 0.19e-9,  # of a vector
+    "loads": 0.24e-9,  # of a vector of X that is in the L1 cache
+    "far loads": 0.07e-9,  # what more it takes where it is not
+    "entries": 0.18e-9,  # of lists: a loop's turn, and the offset
+    "broadcasts": 0.03e-9,  # of a weight to a vector
+    "visits": 1.2e-9,  # of a block of rows: its sums are cleared, and stored
+    "partial sums": 0.5e-9,  # vectors stored by one pass for the next, and loaded by it
+    "stream bytes": 0.005e-9,
+    "unfetched bytes": 0.007e-9,  # what more they take where nothing is fetched ahead
+    "spills": 1.2e-9,  # sums beyond the registers, at each entry
 }
-"""Seconds of each kind of work on one thread."""
+"""Seconds of each kind of work on one thread of a server processor with AVX-512: where a fit begins."""
 STIFFNESS = 0.02
 """Weight of an error of 100 % in a cost's starting value, beside one of 100 % in a time."""
 NEAR = 4.0
@@ -64,7 +64,7 @@ def work_of(
 def _few_tokens(layer: Layer, entries: float, how: RowsKernelChoice, schedule: FewTokens) -> dict[str, float]:
     blocks, dense = layer.rows * math.ceil(layer.columns / BLOCK), how.pattern.shared
     streamed = blocks * BLOCK * FLOAT if dense else entries * FLOAT + blocks * BLOCK / 8
-    return dict.fromkeys(ROOFLINE, 0.0) | {
+    return dict.fromkeys(STARTING_COSTS, 0.0) | {
         "calls": 1.0,
         "multiply-adds": float(blocks * layer.output_size[1]),
         "entries": 0.0 if dense else float(blocks),  # each is expanded
@@ -76,7 +76,7 @@ def _few_tokens(layer: Layer, entries: float, how: RowsKernelChoice, schedule: F
 def _depthwise(layer: Layer, geometry: Geometry, machine: Machine) -> dict[str, float]:
     vectors, _ = _extent(layer, geometry, 1, machine)
     taps = layer.rows * layer.columns * vectors
-    return dict.fromkeys(ROOFLINE, 0.0) | {
+    return dict.fromkeys(STARTING_COSTS, 0.0) | {
         "calls": 1.0,
         "multiply-adds": taps,
         "loads": taps,
@@ -140,19 +140,21 @@ class CostModel:
 
 
 def fit(records: Sequence[Record], threads: int, call: str = "") -> CostModel:
-    """A model of these trials, those of `call` above all; without any, the roofline of `threads` threads."""
-    usable = [record for record in records if record.seconds > 0 and set(record.details) == set(ROOFLINE)]
-    start = np.array([cost / threads for cost in ROOFLINE.values()])
+    """A model of these trials, those of `call` above all; without any, of the starting costs, shared by `threads`."""
+    usable = [
+        record for record in records if record.seconds > 0 and set(record.details) == set(STARTING_COSTS)
+    ]
+    start = np.array([cost / threads for cost in STARTING_COSTS.values()])
     if not usable:
-        return CostModel(dict(zip(ROOFLINE, start.tolist(), strict=True)), error=0.5)
+        return CostModel(dict(zip(STARTING_COSTS, start.tolist(), strict=True)), error=0.5)
     seconds = np.array([record.seconds for record in usable])
-    work = np.array([[float(record.details[name]) for name in ROOFLINE] for record in usable])
+    work = np.array([[float(record.details[name]) for name in STARTING_COSTS] for record in usable])
     weights = np.array([NEAR if record.key.call == call else 1.0 for record in usable])
     relative = work * start / seconds[:, None]  # share of each record's time, at the starting costs
     factors = _factors(relative, weights)
     residual = relative @ factors - 1.0
     error = math.sqrt(float((weights * residual**2).sum() / weights.sum()))
-    return CostModel(dict(zip(ROOFLINE, (start * factors).tolist(), strict=True)), error)
+    return CostModel(dict(zip(STARTING_COSTS, (start * factors).tolist(), strict=True)), error)
 
 
 def _factors(relative: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 
 from sparsecomp.codegen.cpu.bitmap_rows import refusal
@@ -135,11 +136,16 @@ def _pass(layer: Layer, geometry: Geometry, vectors: int, fraction: float, machi
 
 def _reach(layer: Layer, geometry: Planes, floats: int) -> int:
     """Floats of one input channel that the taps of a kernel read for `floats` columns of output."""
-    starts = sorted(set(offsets(layer, geometry)[0, : layer.columns // layer.weight_shape[1]].tolist()))
     total = floats
-    for before, start in pairwise(starts):
+    for before, start in pairwise(_starts(layer, geometry)):
         total += min(floats, start - before)
     return total
+
+
+@lru_cache(maxsize=64)
+def _starts(layer: Layer, geometry: Planes) -> list[int]:
+    """Where the taps of a kernel read one input channel, in order."""
+    return sorted(set(offsets(layer, geometry)[0, : layer.columns // layer.weight_shape[1]].tolist()))
 
 
 def _ahead(pattern: RowBlocks) -> int:

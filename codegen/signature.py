@@ -14,7 +14,9 @@ from torch import Tensor
 
 from sparsecomp.pattern import PackedRows, RowBlocks
 
-DENSITY_STEP = 0.02
+DENSITY_STEP, DENSITY_MARGIN = 0.02, 0.005
+"""A step begins a margin below its round number: densities that pruning leaves (0.1, 0.19 of pairs, 0.5) lie in it,
+not at its border."""
 SPREADS: Mapping[str, float] = {"even": 0.3, "uneven": 0.7, "skewed": 1.5}
 """Largest deviation of the lengths, relative to their mean, that is called so; more is "extreme"."""
 
@@ -22,7 +24,7 @@ SPREADS: Mapping[str, float] = {"even": 0.3, "uneven": 0.7, "skewed": 1.5}
 def signature(lengths: Tensor, pattern: RowBlocks, shape: tuple[int, int]) -> str:
     """ "density 0.10, rows even". lengths: of the list of each block of rows; shape: of the matrix."""
     density = int(lengths.sum()) * pattern.rows / max(1, shape[0] * shape[1])
-    text = f"density {round(density / DENSITY_STEP) * DENSITY_STEP:.2f}"
+    text = f"density {math.floor((density + DENSITY_MARGIN) / DENSITY_STEP) * DENSITY_STEP:.2f}"
     return text if pattern.shared else f"{text}, rows {_spread(lengths, shape[1])}"
 
 

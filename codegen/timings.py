@@ -149,13 +149,16 @@ def _work(op: WorkOp) -> str:
 
 def call_of(layer: Layer) -> str:
     """What the layer asks for, whatever its name and its weight."""
-    text = f"{layer.op} weight {_shape(layer.weight_shape)} input {_shape(layer.input_shape)}"
-    if layer.op == "linear":
-        return text
-    return (
-        f"{text} stride {_shape(layer.stride)} padding {_shape(layer.padding)} "
-        f"dilation {_shape(layer.dilation)} groups {layer.groups}"
-    )
+    parts = {"weight": _shape(layer.weight_shape), "input": _shape(layer.input_shape)}
+    if layer.stride != (1, 1):
+        parts["stride"] = _shape(layer.stride)
+    if any(layer.padding):
+        parts["padding"] = _shape(layer.padding)
+    if layer.dilation != (1, 1):
+        parts["dilation"] = _shape(layer.dilation)
+    if layer.groups != 1:
+        parts["groups"] = str(layer.groups)
+    return " ".join([layer.op, *(f"{name} {value}" for name, value in parts.items())])
 
 
 def _shape(extents: Sequence[int]) -> str:

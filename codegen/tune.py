@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from sparsecomp.codegen.call import Call, kernel_of
 from sparsecomp.codegen.machine import Machine
@@ -35,8 +36,10 @@ CLEARLY = 0.98
 """Of the default's time, that a tuned kernel must stay below to replace it."""
 FINALISTS = 2
 """Kernels of each pattern in the last race, beside the default."""
-DOUBT = (0.05, 0.3)
-"""Least and most share of a prediction that is taken as its error."""
+DOUBT = (0.1, 0.3)
+"""Least and most share of a prediction that may be wrong."""
+TWICE_THE_ERROR = 2.0
+"""How far from a measurement nearly all predictions are, in their mean error."""
 Told = Callable[[str, float, float], None]
 """Called with each kernel measured, its seconds, and those predicted."""
 
@@ -51,6 +54,9 @@ class Standing:
     """Kernels timed beside the defaults."""
     spent: float = 0.0
     """Seconds that took."""
+    granted_trials: float = 0.0
+    """The largest share of trials under which a search ended; so for seconds."""
+    granted_seconds: float = 0.0
     exhausted: bool = False
     """Nothing left that is predicted to gain."""
     decided: bool = False
@@ -76,6 +82,12 @@ class Share:
             return max(0, min(BATCH, int(self.amount) - standing.trials))
         return BATCH if standing.spent < self.amount else 0
 
+    def granted(self, standing: Standing) -> Standing:
+        """The standing after a search with this share."""
+        if self.of_trials:
+            return replace(standing, granted_trials=max(self.amount, standing.granted_trials))
+        return replace(standing, granted_seconds=max(self.amount, standing.granted_seconds))
+
 
 class Search:
     """One call. `names` are the layers it stands for."""
@@ -87,13 +99,11 @@ class Search:
         self.machine, self.threads = machine, threads
         self.patterns = patterns_of(call, machine)
         self.key = search_key(call, machine, threads)
-        self.defaults = self._kernels(candidates)
-        self.kernels = self._kernels(space)
         found = timings.search(self.key)
         self.standing = Standing(**found.details) if found else None
         self.tried = self._recorded()
-        self.now = 0
-        """Trials of this run."""
+        self.now, self.seconds = 0, 0.0
+        """Trials of this run, and what they took."""
 
     def __str__(self) -> str:
         rest = f" and {len(self.names) - 1} more" if len(self.names) > 1 else ""
@@ -103,6 +113,15 @@ class Search:
     def worth(self) -> float:
         """Of its share of the budget: what all its layers take, times what is uncertain."""
         return len(self.names) * (self.standing.worth if self.standing else 0.0)
+
+    @cached_property
+    def defaults(self) -> list[RowsKernelChoice]:
+        return self._kernels(candidates)
+
+    @cached_property
+    def kernels(self) -> list[RowsKernelChoice]:
+        """All there are to try, the defaults among them."""
+        return self._kernels(space)
 
     def _kernels(self, source: Callable[..., Sequence[object]]) -> list[RowsKernelChoice]:
         return [
@@ -131,26 +150,36 @@ class Search:
             self.standing = Standing(worth=fastest * math.log2(1 + len(self.kernels)))
             self._keep()
 
-    def finish(self, bench: Bench, share: Share, told: Told, stopped: Callable[[], bool]) -> None:
-        """Search until the share is spent, or until nothing promises a gain; then decide. When `stopped`
-        between two races, return at once."""
-        while not stopped() and not self._standing.exhausted and share.left(self._standing):
+    def finish(
+        self, bench: Bench, share: Share, told: Told, stopped: Callable[[], bool], left: Callable[[], int]
+    ) -> None:
+        """Search until the share is spent, or `left`, the trials that all calls together still have, is 0, or
+        nothing promises a gain; then decide. When `stopped` between two races, return at once."""
+        while not self._standing.exhausted and (room := min(share.left(self._standing), left())):
+            if stopped():
+                return
             model = self._model()
-            batch = self.promising(model)[: share.left(self._standing)]
+            batch = self.promising(model)[:room]
             if batch:
                 self._search(bench, batch, model, told)
             else:
                 self.standing = replace(self._standing, exhausted=True)
             self._keep()
-        if not stopped() and not self._standing.decided and self.patterns:
-            self._decide(bench)
+        if not stopped():
+            self.standing = share.granted(self._standing)
+            if self._standing.decided or not self.patterns:
+                self._keep()
+            else:
+                self._decide(bench)
 
     def _search(self, bench: Bench, batch: Sequence[RowsKernelChoice], model: CostModel, told: Told) -> None:
         start = time.perf_counter()
         self._measure(bench, batch, model, told)
+        took = time.perf_counter() - start
         self.now += len(batch)
+        self.seconds += took
         standing = self._standing
-        trials, spent = standing.trials + len(batch), standing.spent + time.perf_counter() - start
+        trials, spent = standing.trials + len(batch), standing.spent + took
         self.standing = replace(standing, trials=trials, spent=spent, decided=False)
 
     def complete(self, share: Share) -> bool:
@@ -158,7 +187,7 @@ class Search:
         standing = self.standing
         if standing is None or not (standing.decided or not self.patterns):
             return False
-        return standing.exhausted or not share.left(standing)
+        return standing.exhausted or share.granted(standing) == standing
 
     # What they are made of -------------------------------------------------------------------------------
 
@@ -170,7 +199,7 @@ class Search:
     def promising(self, model: CostModel) -> list[RowsKernelChoice]:
         """What may beat the fastest kernel tried, the best predicted first."""
         fastest = min(self.tried.values(), default=math.inf)
-        doubt = min(max(DOUBT[0], model.error), DOUBT[1])
+        doubt = min(max(DOUBT[0], TWICE_THE_ERROR * model.error), DOUBT[1])
         in_reach = {p for p in self.patterns if self._fastest(p, self.tried) <= FAR_BEHIND * fastest}
         predicted = {
             kernel: model.seconds(self.call.work(kernel, self.machine))

@@ -100,7 +100,12 @@ class Tuner:
                 self._tell(search, kernel, seconds, predicted)
                 self.watch.at(self._spent(), f"{search}: {kernel}")
 
-            search.finish(bench, shares[search], told, crew.stopping.is_set)
+            search.finish(bench, shares[search], told, crew.stopping.is_set, left)
+
+        def left() -> int:
+            if self.budget.trials is not None:
+                return max(0, self.budget.trials - sum(search.now for search in self.searches))
+            return BATCH if sum(search.seconds for search in self.searches) < self.budget.amount else 0
 
         crew = Crew(self.benches, finish)
         self._run(crew, pending, notes)

@@ -34,7 +34,7 @@ class Watch:
     def line(self, text: str) -> None:
         """A line that stays, above the bar."""
         if self._progress is not None:
-            self._progress.console.print(text, highlight=False)
+            self._progress.console.print(text, highlight=False, markup=False)
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def watching(verbose: bool) -> Iterator[Watch]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[item]}"),
+        TextColumn("{task.fields[item]}", markup=False),
     )
     with Progress(*columns, console=console, transient=not verbose) as progress:
         yield Watch(progress)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -48,6 +49,12 @@ class TunedCall:
     @property
     def decided(self) -> bool:
         return bool(self.tuned)
+
+    @property
+    def zeros(self) -> str:
+        """The signature under the tuned kernel's pattern."""
+        parts = dict(part.split(": ", 1) for part in self.signature.split(" | ") if part)
+        return next((found for name, found in parts.items() if self.tuned.startswith(name)), "")
 
     @property
     def gain(self) -> float:
@@ -123,7 +130,7 @@ class TuningReport:
         console = Console(file=file, width=240, color_system=None, highlight=False)
         console.print(self._headline())
         for note in self.notes:
-            console.print(f"note: {note}")
+            console.print(f"note: {note}", markup=False)
         if self.calls:
             console.print()
             console.print(self._table())
@@ -147,11 +154,11 @@ class TuningReport:
             table.add_column(column, justify="right" if column in numeric else "left")
         for call in self.calls:
             table.add_row(
-                *(call.call, call.signature, str(len(call.layers))),
+                *(call.call, call.zeros, str(len(call.layers))),
                 *(_number(call.default_seconds), _number(call.tuned_seconds)),
                 f"{call.gain:.2f}x" if call.decided else "",
                 *(_number(call.predicted_seconds), _number(call.dense_seconds), str(call.trials)),
-                call.tuned or "not decided yet",
+                escape(call.tuned or "not decided yet"),
             )
         return table
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.prune import prune
-from sparsecomp import InputError, TuningReport, autotune, codegen, compile_sparse
+from sparsecomp import InputError, TunedCall, TuningReport, autotune, codegen, compile_sparse
 from sparsecomp.codegen import workbench
 from sparsecomp.codegen.measure import Meter
 
@@ -82,6 +82,11 @@ def test_the_report_is_for_people_and_programs(tuned: Tuned) -> None:
     assert data["totals"]["layers"] == 3
     assert data["totals"]["tuned_ms"] <= data["totals"]["default_ms"]
     assert data["database"].endswith(".jsonl")
+
+
+def test_schedules_are_no_markup() -> None:
+    call = TunedCall("linear", "", ("a",), 1, "dense", 2.0, "unstructured [few tokens]", 1.0)
+    assert "unstructured [few tokens]" in str(TuningReport("a cpu", 1, (call,), 1, 0.0, ""))
 
 
 def test_a_prediction_is_printed_beside_each_time(tuned: Tuned) -> None:
