@@ -70,6 +70,9 @@ class StoredCost:
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         found = [Candidate(DENSE, matrix.numel() * 1e-9, stored=matrix.numel())]
         stored = stored_elements(matrix)
+        if layer.held_by:
+            reason = f"its weight is also read by {layer.held_by}, which needs it dense"
+            return (*found, Candidate("packed", refused=reason))
         for rows, cost in PER_ELEMENT.items():
             if layer.rows // layer.groups % rows:
                 found.append(

@@ -438,10 +438,11 @@ def test_one_weight_read_by_two_layers() -> None:
             y: Tensor = self.there(x) + self.back(x * 2)
             return y
 
-    for kind, converted in ((Shared, 0), (Untouched, 2)):
+    # What is needed dense is read where it lies, if only a few tokens read it.
+    for kind, tokens, converted in ((Shared, 20, 0), (Shared, 2, 2), (Untouched, 20, 2)):
         model = kind().eval()
         prune(model, "unstructured", 0.9)
-        compiled = compile_sparse(model, (torch.randn(2, 24),), min_speedup=0.0)
+        compiled = compile_sparse(model, (torch.randn(tokens, 24),), min_speedup=0.0)
         assert len(names(compiled)) == converted
         assert error(compiled, model, torch.randn(3, 24)) < TOLERANCE
         assert len(compiled._compiler.streams.names) == bool(converted)

@@ -62,9 +62,14 @@ class Tied(nn.Module):
 
 
 def test_refuses_a_weight_that_an_embedding_reads() -> None:
-    program = analysed(Tied().eval(), torch.zeros(2, 3, dtype=torch.long))
+    program = analysed(Tied().eval(), torch.zeros(2, 30, dtype=torch.long))
     assert not program.layers
     assert any("also read by aten.embedding" in reason for _, reason in program.untouched.values())
+
+
+def test_for_few_tokens_such_a_weight_is_read_where_it_lies() -> None:
+    (layer,) = analysed(Tied().eval(), torch.zeros(2, 3, dtype=torch.long)).layers.values()
+    assert layer.held_by == "aten.embedding"
 
 
 def test_refuses_other_types() -> None:
