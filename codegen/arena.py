@@ -82,18 +82,27 @@ class ArenaPool:
         self._free: list[Tensor] = []
         self._lock = threading.Lock()
 
-    @contextmanager
-    def lend(self, copies: int) -> Iterator[Tensor]:
-        """An arena for `copies` threads, each with its own items."""
+    def take(self, copies: int) -> Tensor:
+        """An arena for `copies` threads, each with its own items; to be given back."""
         need = self.size * copies
         with self._lock:
-            fitting = [arena for arena in self._free if arena.numel() >= need]
-            arena = fitting[0] if fitting else None
-            self._free = [kept for kept in self._free if kept is not arena]
-        if arena is None:
-            arena = torch.zeros(need)
+            for place, arena in enumerate(self._free):
+                if arena.numel() >= need:
+                    return self._free.pop(place)
+        return torch.zeros(need)
+
+    def give(self, arena: Tensor) -> None:
+        """Back. The smallest of too many are dropped."""
+        with self._lock:
+            self._free.append(arena)
+            if len(self._free) > 1:
+                self._free.sort(key=Tensor.numel)
+                del self._free[: -self._spare]
+
+    @contextmanager
+    def lend(self, copies: int) -> Iterator[Tensor]:
+        arena = self.take(copies)
         try:
             yield arena
         finally:
-            with self._lock:
-                self._free = sorted([*self._free, arena], key=Tensor.numel)[-self._spare :]
+            self.give(arena)

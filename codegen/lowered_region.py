@@ -7,9 +7,11 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -33,6 +35,19 @@ def _pool(code: Code) -> ArenaPool:
     return _POOLS.setdefault(id(code), ArenaPool(code.arena.size))
 
 
+MANY_SHAPES = 64
+"""Combinations of input shapes that are remembered."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from the shapes of a call's inputs."""
+
+    outputs: tuple[tuple[int, ...], ...]
+    extent: int
+    """Tokens, sequences or images."""
+
+
 class LoweredRegion:
     """A compiled region bound to its weights; safe to call from several threads at once."""
 
@@ -48,6 +63,7 @@ class LoweredRegion:
         self.code, self.streams, self.threads = code, tuple(streams), threads
         self.names = tuple(names)
         self.pool = _pool(code)
+        self._plans: dict[tuple[torch.Size, ...], Plan] = {}
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
         parts = [part for stream in streams for part in stream.parts]
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
@@ -67,9 +83,20 @@ class LoweredRegion:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
-        outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
-        with self.prepared(inputs, outputs) as call:
-            call()
+        plan, threads = self._plan(inputs), min(self.threads(), SHARES)
+        inputs = [x.contiguous() for x in inputs]
+        outputs = [torch.empty(shape) for shape in plan.outputs]
+        arena = self.pool.take(threads)
+        try:
+            table = self._table_of(inputs, outputs, arena)
+            arguments = (table.ctypes.data, plan.extent, threads, 0, len(self.code.calls))
+            if threads == 1:  # no parallel loop is reached
+                self.code.run(*arguments)
+            else:
+                with team_of(threads):
+                    self.code.run(*arguments)
+        finally:
+            self.pool.give(arena)
         return outputs
 
     @property
@@ -105,25 +132,49 @@ class LoweredRegion:
     @contextmanager
     def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
         """The first arguments of the compiled function, while an arena is lent for them."""
+        plan, threads = self._plan(inputs), min(self.threads(), SHARES)
+        inputs = [x.contiguous() for x in inputs]
+        with self.pool.lend(threads) as arena, team_of(threads):
+            table = self._table_of(inputs, outputs, arena)
+            yield table.ctypes.data, plan.extent, threads
+
+    def _table_of(
+        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor
+    ) -> npt.NDArray[np.int64]:
+        table = self._table.copy()
+        for place, tensor in enumerate((*inputs, *outputs)):
+            table[place] = tensor.data_ptr()
+        for place, tensor in self._followed:
+            table[place] = tensor.data_ptr()
+        table[-1] = arena.data_ptr()
+        return table
+
+    def _plan(self, inputs: Sequence[Tensor]) -> Plan:
+        """Of a call with such inputs, checked once for each combination of shapes."""
+        key = tuple([x.shape for x in inputs])
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._checked_plan(inputs)
+            if len(self._plans) >= MANY_SHAPES:
+                self._plans = {}
+            self._plans[key] = plan
+        for x in inputs:
+            if x.dtype is not torch.float32:
+                raise LoweringError(f"a region takes float32, not {x.dtype}")
+        return plan
+
+    def _checked_plan(self, inputs: Sequence[Tensor]) -> Plan:
         leading = self._leading(inputs)
         tokens = self.code.region.tokens
         if tokens and tokens.length and leading[1:] != (tokens.length,):
             raise LoweringError(f"a region of sequences of {tokens.length} tokens got {leading} of them")
         for x, border in zip(inputs, self.code.region.inputs, strict=True):
-            if x.dtype != torch.float32 or tuple(x.shape) != border_shape(border, leading):
+            if tuple(x.shape) != border_shape(border, leading):
                 raise LoweringError(
-                    f"a region takes float32 of {border_shape(border, leading)}, not {x.dtype} of {tuple(x.shape)}"
+                    f"a region takes float32 of {border_shape(border, leading)}, not {tuple(x.shape)}"
                 )
-        inputs = [x.detach().contiguous() for x in inputs]
         extent = math.prod(leading[:1]) if self._whole else math.prod(leading)
-        threads = min(self.threads(), SHARES)
-        table = self._table.copy()
-        table[: self.code.table.weights] = [tensor.data_ptr() for tensor in (*inputs, *outputs)]
-        for place, tensor in self._followed:
-            table[place] = tensor.data_ptr()
-        with self.pool.lend(threads) as arena, team_of(threads):
-            table[-1] = arena.data_ptr()
-            yield table.ctypes.data, extent, threads
+        return Plan(tuple(self.shapes(inputs)), extent)
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         leading = self._leading(inputs)

@@ -27,4 +27,4 @@ class Variant:
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Of the graph's input tensors, in order."""
-        return self.capture.unflatten(self.executable.graph(*inputs))
+        return self.capture.unflatten(self.executable.call(*inputs))

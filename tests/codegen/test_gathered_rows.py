@@ -177,7 +177,12 @@ def lowered(
 ) -> LoweredRegion:
     geometry = source_geometry(section)
     streams = [
-        make_stream(pack(matrices[op.site], choice.pattern), op.layer, geometry[op.site], choice.schedule)
+        make_stream(
+            pack(matrices[op.site], choice.pattern, op.layer.groups),
+            op.layer,
+            geometry[op.site],
+            choice.schedule,
+        )
         for op, choice in zip(section.layers, how, strict=True)
     ]
     region = lay_out(section, how, [stream.kept for stream in streams])
