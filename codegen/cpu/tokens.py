@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cpu.emit import Expr, i64, kernel, load, share, store
 from sparsecomp.codegen.cpu.runs import fitting, transposed
 from sparsecomp.codegen.machine import Machine
+from sparsecomp.geometry import LINE
 
 IN_OUT = [("x", "float32"), ("y", "float32")]
 
@@ -30,7 +31,9 @@ def enter_tokens(name: str, spec: EnterTokens, machine: Machine) -> tvm.tirx.Pri
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
         padded = T.truncdiv(tokens + (lanes - 1), T.int32(lanes)) * (lanes // size)
-        with _squares(spec.channels, size, padded, part, parts) as (first, channel):
+        # Squares that write the same cache lines follow one another; those of an exit do so by themselves.
+        together = max(1, LINE // size)
+        with _squares(spec.channels, size, padded, part, parts, together) as (first, channel):
             token = [T.bind(i64(T.min(first + i, tokens - 1)) * spec.channels) for i in range(size)]
             rows = [T.bind(load(x, start + channel, size)) for start in token]
             for i, column in enumerate(transposed(rows)):
@@ -64,18 +67,25 @@ def exit_tokens(name: str, spec: ExitTokens, machine: Machine) -> tvm.tirx.PrimF
 
 
 @contextmanager
-def _squares(channels: int, size: int, numbers: Expr, part: Expr, parts: Expr) -> Iterator[tuple[Expr, Expr]]:
+def _squares(
+    channels: int, size: int, numbers: Expr, part: Expr, parts: Expr, together: int = 1
+) -> Iterator[tuple[Expr, Expr]]:
     """The first token and the first channel of each square of a part; `numbers` squares in a row hold the tokens.
 
     The last channels are in a square that overlaps the one before it rather than reach beyond them: where the
-    two are in different parts, both leave the same numbers there. Channels are the inner loop because tokens
-    are often a multiple of a page apart: one square after the other then goes on in the same few pages.
+    two are in different parts, both leave the same numbers there. Tokens are the outer loop because they are
+    often a multiple of a page apart: one square after the other then goes on in the same few pages. Only
+    `together` squares of tokens follow one another.
     """
     low, high = share(-(-channels // size), part, parts)
-    with T.serial(T.bind(numbers)) as number:
-        first = T.bind(number * size)
+    numbers = T.bind(numbers)
+    with T.serial(T.truncdiv(numbers + (together - 1), T.int32(together))) as turn:
+        begin = T.bind(turn * together)
+        count = T.bind(T.min(numbers - begin, T.int32(together)))
         with T.serial(high - low) as relative:
-            yield first, T.bind(i64(T.min((low + relative) * size, T.int32(channels - size))))
+            channel = T.bind(i64(T.min((low + relative) * size, T.int32(channels - size))))
+            with T.serial(count if together > 1 else T.int32(1)) as inside:
+                yield T.bind((begin + inside) * size), channel
 
 
 @dataclass(frozen=True)
