@@ -48,7 +48,7 @@ def few_tokens(layer: Layer, pattern: RowBlocks, machine: Machine) -> list[FewTo
     if not serves or not (pattern == RowBlocks(1) or pattern.shared):
         return []
     if pattern == IN_PLACE:
-        return [FewTokens(ahead, in_place=True) for ahead in (0, 256)]
+        return [FewTokens(ahead, in_place=True) for ahead in (0, 512)]
     return [FewTokens(0)] if pattern.shared else [FewTokens(512), FewTokens(0)]
 
 

@@ -29,6 +29,8 @@ from sparsecomp.epilogue import STEPS, split_steps
 
 STREAMS = 2
 """Units walked at once, in different parts of the values."""
+AT_ONCE = 2
+"""Sums of a row under way at once, where weights are read as they lie."""
 CHUNK = 4
 """Most tokens that share an expanded vector: with 4 rows their sums leave half of the registers."""
 
@@ -148,8 +150,12 @@ class _Chunk:
             T.buffer_store(self.rows, i64(unit) * UNIT, [s])
             if not self.spec.in_place:
                 T.buffer_store(self.positions[s], i64(self.emitter.index[unit]), [0])
-        with T.serial(T.int32(UNIT // GROUP)) as group:
-            self.group(group)
+        if self.spec.in_place:
+            with T.serial(T.int32(UNIT)) as row:
+                self.line(row)
+        else:
+            with T.serial(T.int32(UNIT // GROUP)) as group:
+                self.group(group)
         with T.serial(T.int32(count)) as s, T.serial(T.int32(self.size)) as t:
             self.finish(T.bind(self.rows[s]), self.token(t), T.bind((s * self.size + t) * UNIT))
 
@@ -164,8 +170,6 @@ class _Chunk:
         for i in range(len(self.units) * GROUP * self.size):
             sums[i] = splat(0.0, BLOCK)
         masks = [T.bind((i64(unit) * (UNIT // GROUP) + i64(group)) * self.blocks) for unit in self.units]
-        if self.spec.in_place:
-            self.lines = [self.row_starts(unit, group) for unit in self.units]
         with T.serial(T.int32(self.whole)) as block:
             self.block(i64(block), masks, sums, BLOCK)
         if self.rest:
@@ -178,26 +182,48 @@ class _Chunk:
     def block(self, block: Expr, masks: Sequence[Expr], sums: Accumulators, columns: int) -> None:
         x = [T.bind(self.load_x(start + block * BLOCK, columns)) for start in self.starts]
         for s, mask in enumerate(masks):
-            found = self.lie(s, block, columns) if self.spec.in_place else self.weights(s, mask + block)
-            for r, weights in enumerate(found):
+            for r, weights in enumerate(self.weights(s, mask + block)):
                 for t in range(self.size):
                     i = (s * self.size + t) * GROUP + r
                     sums[i] = sums[i] + weights * x[t]
 
-    def row_starts(self, unit: Expr, group: Expr) -> list[Expr]:
-        """Of 4 rows of the matrix; past the last row it is repeated."""
-        first, last = T.bind(i64(unit) * UNIT + i64(group) * GROUP), T.int64(self.spec.rows - 1)
-        return [T.bind(T.min(first + r, last) * self.spec.columns) for r in range(GROUP)]
+    def line(self, row: Expr) -> None:
+        """Sums of one row of each unit of a matrix that is read where it lies: memory is walked in one direction,
+        and several sums are under way at once. Past the last row it is repeated."""
+        count, columns = len(self.units) * self.size, self.spec.columns
+        sums = Accumulators(count * AT_ONCE, BLOCK)
+        for i in range(count * AT_ONCE):
+            sums[i] = splat(0.0, BLOCK)
+        last = T.int64(self.spec.rows - 1)
+        lines = [T.bind(T.min(i64(unit) * UNIT + i64(row), last) * columns) for unit in self.units]
+        turns, single = divmod(self.whole, AT_ONCE)
+        with T.serial(T.int32(turns)) as turn:
+            for i in range(AT_ONCE):
+                self.multiply(T.bind(i64(turn) * AT_ONCE + i), lines, sums, i, BLOCK)
+        for i in range(single):
+            self.multiply(T.int64(turns * AT_ONCE + i), lines, sums, i, BLOCK)
+        if self.rest:
+            self.multiply(T.int64(self.whole), lines, sums, 0, self.rest)
+        for s in range(count):
+            for i in range(1, AT_ONCE):
+                sums[s * AT_ONCE] = sums[s * AT_ONCE] + sums[s * AT_ONCE + i]
+            total = T.call_extern("float32", "sparsecomp_sum", sums[s * AT_ONCE])
+            T.buffer_store(self.sums, total, [s * UNIT + row])
 
-    def lie(self, s: int, block: Expr, columns: int) -> list[Expr]:
-        """A block of 4 rows of the matrix as it lies."""
-        values, found = self.emitter.values, []
-        for start in self.lines[s]:
-            at = T.bind(start + block * BLOCK)
+    def multiply(
+        self, block: Expr, lines: Sequence[Expr], sums: Accumulators, which: int, columns: int
+    ) -> None:
+        """One block of each line with every token's x."""
+        values, column = self.emitter.values, T.bind(block * BLOCK)
+        x = [T.bind(self.load_x(start + column, columns)) for start in self.starts]
+        for s, line in enumerate(lines):
+            at = T.bind(line + column)
             if self.spec.ahead:
                 prefetch(values, at + self.spec.ahead)
-            found.append(T.bind(self.load_partly(values, at, columns)))
-        return found
+            weights = T.bind(self.load_partly(values, at, columns))
+            for t in range(self.size):
+                i = (s * self.size + t) * AT_ONCE + which
+                sums[i] = sums[i] + weights * x[t]
 
     def weights(self, s: int, mask: Expr) -> list[Expr]:
         """A block of 4 rows, and the position moved behind it."""

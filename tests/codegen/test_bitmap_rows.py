@@ -16,7 +16,7 @@ from torch import Tensor
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.bitmap import Bitmap, make_bitmap
+from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, shares_of
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows, refusal
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.epilogue import STEPS, apply, split_steps
@@ -87,7 +87,7 @@ class Case:
         spec = self.spec
         kept = torch.rand(spec.rows, spec.columns) < self.density
         matrix = torch.randn(kept.shape) * kept * (spec.columns * max(self.density, 0.1)) ** -0.5
-        bitmap = make_bitmap(pack(matrix, RowBlocks(4, shared=True) if spec.dense else RowBlocks(1)))
+        bitmap = self.packed(matrix)
         for count in tokens:
             x = torch.randn(count, spec.columns)
             shapes = {"vector": (spec.rows,), "tensor": (count, spec.rows)}
@@ -99,6 +99,18 @@ class Case:
                 actual = run(compiled(spec)["f0"], bitmap, x, operands, split)
                 scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
                 torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)
+
+    def packed(self, matrix: Tensor) -> Bitmap:
+        if self.spec.in_place:
+            nothing = torch.empty(0, dtype=torch.int32)
+            return Bitmap(
+                (self.spec.rows, self.spec.columns),
+                nothing,
+                nothing,
+                guarded(matrix),
+                shares_of(self.spec.rows),
+            )
+        return make_bitmap(pack(matrix, RowBlocks(4, shared=True) if self.spec.dense else RowBlocks(1)))
 
 
 SPECS = st.builds(
@@ -124,6 +136,14 @@ def test_any_layer_any_number_of_tokens(case: Case) -> None:
 def test_parts_cover_all_rows(dense: bool) -> None:
     """More parts than units: some have nothing to do."""
     Case(BitmapRows(200, 33, "bias relu", dense), 0.3, 0).check(tokens=(1, 2, 7), parts=(1, 2, 5, 13, 64))
+
+
+@runs_here
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (17, 16), (40, 31), (33, 100), (64, 768), (5, 48)])
+def test_a_matrix_is_read_where_it_lies(rows: int, columns: int) -> None:
+    """And nothing around it."""
+    spec = BitmapRows(rows, columns, "bias relu", in_place=True, ahead=0)
+    Case(spec, 1.0, 0).check(tokens=(1, 2, 3, 4, 6, 9), parts=(1, 3))
 
 
 @runs_here
