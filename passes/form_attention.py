@@ -15,6 +15,7 @@ from sparsecomp.program import Program
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
+FLATTEN = aten.flatten.using_ints
 COPIES = (aten.clone.default, aten.contiguous.default, aten.alias.default)
 
 
@@ -141,7 +142,17 @@ def _origin(part: Any) -> tuple[fx.Node, int]:
         source, sizes, *dims = part.args[0].args
         if dims and dims[0] in (-1, source.meta["val"].dim() - 1):
             return source, sum(sizes[: part.args[1]])
+    if part.target is aten.slice.Tensor and _slices_channels(part):
+        return part.args[0], part.args[2]
     return part, 0
+
+
+def _slices_channels(part: fx.Node) -> bool:
+    """Whether it is a range of channels that starts at a known one."""
+    given: list[Any] = [*part.args, *[0, 0, None, 1][len(part.args) - 1 :]]
+    source, dim, start, _, step = given
+    last: int = source.meta["val"].dim() - 1
+    return dim in (-1, last) and isinstance(start, int) and start >= 0 and step == 1
 
 
 def _is_transpose(node: Any) -> bool:
@@ -161,7 +172,7 @@ def _merged(node: fx.Node) -> fx.Node | None:
     split = reader.meta["val"].shape
     while True:
         reader = _only_reader(reader)
-        if reader is None or reader.target not in (*COPIES, *RESHAPES):
+        if reader is None or reader.target not in (*COPIES, *RESHAPES, FLATTEN):
             return None
         shape = reader.meta["val"].shape
         if len(shape) == 3 and same_shape(shape[:2], split[:2]):

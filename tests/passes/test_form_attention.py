@@ -68,6 +68,7 @@ SPLITS: dict[str, Function] = {
         .contiguous()
         .view(x.shape)
     ),
+    "flatten": lambda s, x: SDPA(split(x), split(x.sin()), split(x)).transpose(1, 2).flatten(2),
     "unflatten": lambda s, x: merge(SDPA(*(y.unflatten(-1, (4, 8)).transpose(-2, 1) for y in (x, x, x)))),
     "a clone of the merged heads": lambda s, x: (
         SDPA(split(x), split(x), split(x)).transpose(1, 2).clone().reshape(x.shape[0], -1, 32)
@@ -95,6 +96,7 @@ def test_values_of_another_size() -> None:
 FUSED: dict[str, Function] = {
     "split into equal parts": lambda s, x: attend(*torch.split(x, 32, dim=-1)),
     "chunk": lambda s, x: attend(*x.chunk(3, dim=2)),
+    "slices": lambda s, x: attend(x[..., :32], x[..., 32:64], x[..., 64:]),
     "split into parts": lambda s, x: attend(*torch.split(x, [32, 32, 32], dim=2)),
 }
 
@@ -106,9 +108,10 @@ def test_parts_of_one_tensor_are_read_where_they_lie(what: str) -> None:
     assert operators(program) == [FORMED]
 
 
-def test_slices_are_tensors_of_their_own() -> None:
-    program = check(lambda s, x: attend(x[..., :32], x[..., 32:64], x[..., 64:]), torch.randn(2, 7, 96))
-    assert arguments(program)[-1] == [0, 0, 0]
+def test_slices_by_a_step_or_from_the_end_are_tensors_of_their_own() -> None:
+    program = check(lambda s, x: attend(x[..., ::3], x[..., -32:], x[..., :32]), torch.randn(2, 7, 96))
+    assert arguments(program)[-1][0] == 0
+    assert operators(program) != [FORMED]
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
