@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -67,9 +66,10 @@ class LoweredRegion:
         masks = [torch.from_numpy(geometry.mask) for geometry in code.table.masks]
         parts = [part for stream in streams for part in stream.parts]
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
-        table = np.zeros(code.table.arena + 1, dtype=np.int64)
-        table[code.table.weights : code.table.arena] = [tensor.data_ptr() for tensor in self._bound]
-        self._table = table
+        # An array: to copy it, and to ask where it lies, takes less of a cold call than numpy does.
+        self._table = array("q", bytes(8 * (code.table.arena + 1)))
+        for place, tensor in enumerate(self._bound, start=code.table.weights):
+            self._table[place] = tensor.data_ptr()
         self._followed = [
             (code.table.weights + i, part)
             for i, part in enumerate(parts)
@@ -89,7 +89,7 @@ class LoweredRegion:
         arena = self.pool.take(threads)
         try:
             table = self._table_of(inputs, outputs, arena)
-            arguments = (table.ctypes.data, plan.extent, threads, 0, len(self.code.calls))
+            arguments = (table.buffer_info()[0], plan.extent, threads, 0, len(self.code.calls))
             if threads == 1:  # no parallel loop is reached
                 self.code.run(*arguments)
             else:
@@ -136,12 +136,10 @@ class LoweredRegion:
         inputs = [x.contiguous() for x in inputs]
         with self.pool.lend(threads) as arena, team_of(threads):
             table = self._table_of(inputs, outputs, arena)
-            yield table.ctypes.data, plan.extent, threads
+            yield table.buffer_info()[0], plan.extent, threads
 
-    def _table_of(
-        self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor
-    ) -> npt.NDArray[np.int64]:
-        table = self._table.copy()
+    def _table_of(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> array[int]:
+        table = self._table[:]
         for place, tensor in enumerate((*inputs, *outputs)):
             table[place] = tensor.data_ptr()
         for place, tensor in self._followed:
