@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -187,10 +187,17 @@ def _direct(program: Program, runners: Mapping[str, Runner]) -> Callable[..., tu
     for node in graph.graph.nodes:
         if node.target is REGION:
             inputs, name = node.args
-            node.target, node.args = runners[str(name)].run, (inputs,)
+            node.target, node.args = _caller(runners[str(name)]), (inputs,)
     graph.recompile()
     call: Callable[..., tuple[Tensor, ...]] = graph.forward
     return call
+
+
+def _caller(runner: Runner) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+    def region(inputs: Sequence[Tensor]) -> list[Tensor]:
+        return runner.run(inputs)
+
+    return region
 
 
 def _check_finite(program: Program) -> None:

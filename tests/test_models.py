@@ -62,6 +62,8 @@ def test_weights_take_less_memory(name: str) -> None:
     torch.set_num_threads(1)
     model, inputs = WORKLOADS[name].make()
     pruned = prune(model, "unstructured", 0.9)
-    totals = compile_sparse(model, example_kwargs=inputs).report.totals
-    assert totals["converted_layers"] >= 0.9 * len(pruned)
-    assert totals["converted_bytes"] <= 0.24 * totals["converted_dense_bytes"]
+    report = compile_sparse(model, example_kwargs=inputs).report
+    # Of the pruned layers: a dense head may be converted too, and takes what it took.
+    converted = [layer for layer in report.sparse_layers if layer.layer.name in pruned]
+    assert len(converted) >= 0.9 * len(pruned)
+    assert sum(layer.nbytes for layer in converted) <= 0.22 * sum(layer.dense_bytes for layer in converted)
