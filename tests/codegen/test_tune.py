@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import math
 import random
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,7 +225,11 @@ def test_an_interrupt_stops_all_devices(tmp_path: Path) -> None:
 
     interrupted: list[bool] = []
     path = tmp_path / "timings.jsonl"
-    found = run(Timings(path), InventedBench(interrupting), InventedBench(interrupting), trials=400)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    try:
+        found = run(Timings(path), InventedBench(interrupting), InventedBench(interrupting), trials=400)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert found.interrupted
     resumed = run(Timings(path), InventedBench(wide), trials=20)
     assert all(call.decided for call in resumed.calls)
