@@ -94,7 +94,7 @@ def sparsecomp_dense(model: nn.Module, inputs: Mapping[str, Tensor]) -> Run:
         model, example_kwargs=dict(inputs), threads=torch.get_num_threads(), min_speedup=0.0
     )
     if not compiled.report.sparse_layers:
-        raise NotImplementedError(f"no layer runs as a kernel: {'; '.join(compiled.report.notes)}")
+        raise RuntimeError(f"no layer runs as a kernel: {'; '.join(compiled.report.notes)}")
     return eager(compiled, inputs)
 
 

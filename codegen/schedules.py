@@ -22,8 +22,6 @@ FEW_TOKENS_AHEAD = (512, 0, 256, 1024)
 """Floats of the values that the kernel for few tokens fetches ahead."""
 SHARES_OF_L1 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 0.0)
 """Of the L1 cache, that X may fill in a pass; 0 for a single pass."""
-
-
 VERY_FEW_TOKENS = 4
 """Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
 

@@ -97,7 +97,7 @@ class Search:
     ) -> None:
         self.call, self.names, self.timings = call, tuple(names), timings
         self.machine, self.threads = machine, threads
-        self.patterns = patterns_of(call, machine)
+        self.patterns = timed_patterns(call, machine)
         self.key = search_key(call, machine, threads)
         found = timings.search(self.key)
         self.standing = Standing(**found.details) if found else None
@@ -302,7 +302,7 @@ class Search:
         )
 
 
-def patterns_of(call: Call, machine: Machine) -> tuple[RowBlocks, ...]:
+def timed_patterns(call: Call, machine: Machine) -> tuple[RowBlocks, ...]:
     """Those that compilations time."""
     refused = refusals(call, machine)
     return tuple(pattern for pattern in call.stored if not refused[pattern])
@@ -310,5 +310,7 @@ def patterns_of(call: Call, machine: Machine) -> tuple[RowBlocks, ...]:
 
 def search_key(call: Call, machine: Machine, threads: int) -> Key:
     """Of a call with all its patterns: two weights share a search only where all of these agree."""
-    signature = " | ".join(f"{pattern}: {call.signature(pattern)}" for pattern in patterns_of(call, machine))
+    signature = " | ".join(
+        f"{pattern}: {call.signature(pattern)}" for pattern in timed_patterns(call, machine)
+    )
     return Key(call_of(call.layer), "search", signature, threads, device_of(machine), versions())
