@@ -135,7 +135,9 @@ def _listed_stream(
 def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
     """The group of the convolution that each block of rows belongs to; rows that fill up belong to the last."""
     of_row = order.long().clamp(max=layer.rows - 1) // (layer.rows // layer.groups)
-    return of_row.reshape(-1, rows)[:, 0]
+    blocks = of_row.reshape(-1, rows)
+    assert bool((blocks == blocks[:, :1]).all()), "a block of rows spans two groups of the convolution"
+    return blocks[:, 0]
 
 
 def _shared_stream(
