@@ -43,7 +43,7 @@ def random_matrix(layer: Layer, density: float, seed: int = 0) -> Tensor:
 
 def stream_of(layer: Layer, matrix: Tensor, pattern: RowBlocks, schedule: Schedule) -> Stream:
     section = Section(("x",), (SectionOp("s", layer, "x", "y"),), ("y",))
-    return make_stream(pack(matrix, pattern), layer, source_geometry(section)["s"], schedule)
+    return make_stream(pack(matrix, pattern, layer.groups), layer, source_geometry(section)["s"], schedule)
 
 
 def allowed(layer: Layer, pattern: RowBlocks) -> bool:
