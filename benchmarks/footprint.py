@@ -1,8 +1,8 @@
 """What compiled models take of memory, beside the same models eager: `python -m benchmarks.footprint`.
 
-Of each model, pruned to 90 % unstructured: the weights of converted layers against the dense ones; the peak of
-resident memory while it is called, compiled and eager, each in a process of its own; and how much a small
-variant grows over many calls. `memory.py` says what exactly is read, and when. Results are written after each
+Of each model, pruned to 90 % unstructured: the weights of converted layers that have zeros against the dense
+ones; the peak of resident memory while it is called, compiled and eager, each in a process of its own; and how
+much a small variant grows over many calls. `memory.py` says what exactly is read, and when. Results are written after each
 model.
 """
 
@@ -28,7 +28,7 @@ from benchmarks.workloads import WORKLOADS
 
 MIB = 1 << 20
 LEGEND = (
-    "MiB. Weights: of converted layers. Model and call: the peak while it is called, over the same process with "
+    "MiB. Weights: of converted layers that have zeros. Model and call: the peak while it is called, over the same process with "
     "its libraries alone. Call: the same peak over what the model held after an earlier call. Growth: of a small "
     "variant, compiled, over {calls} calls with batches of {batches} in turn."
 )

@@ -57,7 +57,7 @@ class Usage:
     peak: int
     """The highest while it was called again."""
     weights: int = 0
-    """Of converted layers, as they are held: values, offsets and pointers."""
+    """Of converted layers that have zeros, as they are held: values, offsets and pointers."""
     dense_weights: int = 0
     """Of the same layers before."""
 
@@ -90,8 +90,9 @@ def usage(question: Question) -> Usage:
     weights = dense_weights = 0
     if question.compiled:
         model = compiled_model(question.model, question.pattern, question.sparsity, question.small)
-        totals = model.report.totals
-        weights, dense_weights = totals["converted_bytes"], totals["converted_dense_bytes"]
+        pruned = [layer for layer in model.report.sparse_layers if layer.facts.density < 1]
+        weights = sum(layer.nbytes for layer in pruned)
+        dense_weights = sum(layer.dense_bytes for layer in pruned)
         run = eager(model, WORKLOADS[question.model].inputs(1, question.small, 0))
     else:
         original, inputs = WORKLOADS[question.model].make(small=question.small)
