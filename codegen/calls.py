@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows
+from sparsecomp.codegen.cpu.cached_attention import CachedAttentionKernel, cached_attention
 from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
@@ -44,7 +45,7 @@ from sparsecomp.region import (
     Value,
     reads,
 )
-from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool
+from sparsecomp.work import Attention, CachedAttention, Mean, Norm, Pointwise, Pool
 
 RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     RowsKernel: gathered_rows,
@@ -56,6 +57,7 @@ RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     NormKernel: norm,
     NormRowsKernel: norm_rows,
     AttentionKernel: attention,
+    CachedAttentionKernel: cached_attention,
     TapsKernel: taps,
     MeanKernel: mean,
 }
@@ -186,6 +188,17 @@ def _apply(call: Apply, region: Region, machine: Machine) -> Any:
             )
         case Attention():
             return _attention(call, work, region)
+        case CachedAttention():
+            channels = [region.value[name].channels for name in call.sources]
+            return CachedAttentionKernel(
+                heads=work.heads,
+                key_heads=work.key_heads,
+                size=work.size,
+                value_size=work.value_size,
+                past=work.past,
+                steps=(channels[0], channels[1], channels[2]),
+                scale=work.scale,
+            )
         case Mean():
             assert isinstance(source.geometry, Planes)
             image = source.geometry
@@ -201,8 +214,8 @@ def _attention(call: Apply, work: Attention, region: Region) -> AttentionKernel:
     assert tokens is not None
     steps = [tile_step(value[name]) for name in (*call.sources, call.target)]
     mask = None
-    if call.mask is not None:
-        border = region.inputs[call.mask]
+    if call.plain:
+        border = region.inputs[call.plain[0]]
         mask = (border.height * border.width if border.channels > 1 else 0, 1, border.width)
     return AttentionKernel(
         heads=work.heads,
@@ -300,8 +313,11 @@ def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
             assert tile is not None
             starts = [start * tile.tile * 4 for start in call.work.starts]
             parts = [source + start for source, start in zip(sources, starts, strict=True)]
-            mask = frame.input(call.mask) if call.mask is not None else frame.pointers[0]
+            mask = frame.input(call.plain[0]) if call.plain else frame.pointers[0]
             return [*parts, mask, target]
+        case CachedAttention():
+            parts = [source + start * 4 for source, start in zip(sources, call.work.starts, strict=True)]
+            return [*parts, *map(frame.input, call.plain), target]
         case Mean():
             return [*sources, target]
         case Norm():

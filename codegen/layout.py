@@ -215,8 +215,8 @@ class _Writer:
         tensors = tuple(self.read(View(name)) for name in op.tensors)
         own = op.work.weight + op.work.bias if isinstance(op.work, Norm) else 0
         vectors, target = self._numbers(own + _vector_steps(op.epilogue)), self.name(View(op.target))
-        mask = self.section.inputs.index(op.mask) if op.mask else None
-        self.calls.append(Apply(op.work, sources, target, op.epilogue, vectors, tensors, mask))
+        plain = tuple(map(self.section.inputs.index, op.plain))
+        self.calls.append(Apply(op.work, sources, target, op.epilogue, vectors, tensors, plain))
         self._leave(op.target)
 
     def _numbers(self, count: int) -> tuple[int, ...]:
@@ -259,7 +259,7 @@ def _borders(section: Section) -> dict[str, Border]:
         given, made = _shapes(op)
         shapes = op.shapes if isinstance(op, WorkOp) else {op.source: given}
         for name, shape in shapes.items():
-            if isinstance(op, WorkOp) and name == op.mask:
+            if isinstance(op, WorkOp) and name in op.plain:
                 borders[name] = replace(border_of(shape, images=True), shared=op.shared_mask)
             else:
                 borders[name] = border_of(shape, section.images)

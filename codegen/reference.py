@@ -56,7 +56,8 @@ class ReferenceRegion:
 
     def shapes(self, inputs: Sequence[Tensor]) -> list[tuple[int, ...]]:
         section = self.body.section
-        first = next(name for name in section.inputs if name not in {op.mask for op in section.works})
+        plain = {name for op in section.works for name in op.plain}
+        first = next(name for name in section.inputs if name not in plain)
         x = inputs[section.inputs.index(first)]
         return [
             (x.shape[0], *shape[1:]) if section.images else (*x.shape[:-1], shape[-1])

@@ -103,7 +103,8 @@ class Frame:
         if border.shared:
             return self.pointers[position]
         if tokens is None or border.height:
-            return self.pointers[position] + i64(self.item) * (size * FLOAT)
+            items = 1 if tokens is None or tokens.length else tokens.tile
+            return self.pointers[position] + i64(self.item) * (items * size * FLOAT)
         size *= tokens.length or tokens.tile
         start = self.pointers[position] + i64(self.item) * (size * FLOAT)
         if self.tile is None:

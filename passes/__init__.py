@@ -25,9 +25,11 @@ from sparsecomp.passes.keep_choices import KeepChoices
 from sparsecomp.passes.keep_token_shape import KeepTokenShape
 from sparsecomp.passes.measure_weights import MeasureWeights
 from sparsecomp.passes.outline_regions import OutlineRegions
+from sparsecomp.passes.read_parts import ReadParts
 from sparsecomp.passes.recognise_composites import RecogniseComposites
 from sparsecomp.passes.remove_copies import RemoveCopies
 from sparsecomp.passes.rewrite_sparse import Packed, RewriteSparse
+from sparsecomp.passes.settle_masks import SettleMasks
 from sparsecomp.pipeline import Pass
 
 
@@ -35,6 +37,8 @@ def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pa
     """What is found: layers and the structure of their zeros."""
     return (
         RemoveCopies(),
+        ReadParts(),
+        SettleMasks(),
         RecogniseComposites(),
         FoldConstants(),
         FindLayers(inputs, skip),

@@ -12,7 +12,15 @@ from torch import Tensor, fx
 from sparsecomp.epilogue import split_steps
 from sparsecomp.layer import Layer
 from sparsecomp.passes.fuse_epilogues import RULES as POINTWISE
-from sparsecomp.primitives import ATTENTION, EPILOGUE, PRIMITIVES, ROWS_CONV2D, attention_work
+from sparsecomp.primitives import (
+    ATTENTION,
+    CACHED_ATTENTION,
+    EPILOGUE,
+    PRIMITIVES,
+    ROWS_CONV2D,
+    attention_work,
+    cached_attention_work,
+)
 from sparsecomp.program import FoundWork, Program, attribute
 from sparsecomp.section import WorkOp
 from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool, Work
@@ -61,6 +69,12 @@ def _attention(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | No
     work = attention_work(heads, sizes, scale, causal, starts, mask is not None)
     sources = (q, k, v) if mask is None else (q, k, v, mask)
     return work, sources, (), "", ()
+
+
+def _cached_attention(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
+    q, k, v, keys, values, heads, scale, starts = _arguments(node, ())
+    work = cached_attention_work(keys.meta["val"].shape, values.meta["val"].shape, heads, scale, starts)
+    return work, (q, k, v, keys, values), (), "", ()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -159,6 +173,7 @@ WORKS: Mapping[object, Callable[[fx.GraphModule, fx.Node, bool], Found | None]] 
     aten.layer_norm.default: _norm,
     aten.rms_norm.default: _norm,
     ATTENTION: _attention,
+    CACHED_ATTENTION: _cached_attention,
     aten.max_pool2d.default: _pool,
     aten.avg_pool2d.default: _pool,
     aten.adaptive_avg_pool2d.default: _mean,

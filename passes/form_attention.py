@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from sparsecomp.passes.keep_token_shape import RESHAPES, same_shape
-from sparsecomp.primitives import ATTENTION, SCORE_MASK
+from sparsecomp.primitives import ATTENTION, CACHED_ATTENTION, SCORE_MASK
 from sparsecomp.program import Program
 
 aten = torch.ops.aten
@@ -24,8 +24,11 @@ class FormAttention:
     """q = transpose(reshape(x, [B, S, heads, size]), 1, 2), k and v likewise
     y = reshape(transpose(scaled_dot_product_attention(q, k, v, mask), 1, 2), [B, S, -1])
         ->   y = attention(x, ..., score_mask(mask), heads, sizes, ...)
+    the same with cat([keys, k], 2) and cat([values, v], 2), for one query
+        ->   y = cached_attention(x, ..., keys, values, heads, ...)
 
-    Self attention alone: as many keys as queries, a number known when the model is compiled.
+    Self attention alone: as many keys as queries, or one query and a cache; numbers known when the model is
+    compiled.
     """
 
     name: ClassVar[str] = "form-attention"
@@ -34,7 +37,9 @@ class FormAttention:
         graph = program.edit()
         masks: dict[fx.Node, fx.Node] = {}
         formed = [
-            node for node in list(graph.graph.nodes) if node.target is SDPA and _form(graph, node, masks)
+            node
+            for node in list(graph.graph.nodes)
+            if node.target is SDPA and (_form(graph, node, masks) or _form_cached(graph, node))
         ]
         return program.with_graph(graph) if formed else program
 
@@ -77,13 +82,60 @@ def _form(graph: fx.GraphModule, node: fx.Node, masks: dict[fx.Node, fx.Node]) -
         )
         made = graph.graph.call_function(ATTENTION, arguments)
     made.meta["val"] = q.source.meta["val"].new_empty((batch, tokens, q.heads * v.size))
+    _replace(graph.graph, node, last, made)
+    return True
+
+
+def _replace(graph: fx.Graph, node: fx.Node, last: fx.Node, made: fx.Node) -> None:
+    """Everything from the attention to `last`, by what was made."""
     last.replace_all_uses_with(made)
     while last is not node:  # by hand: attention counts as random, so it is not dropped for having no reader
         before = last.all_input_nodes[0]
-        graph.graph.erase_node(last)
+        graph.erase_node(last)
         last = before
-    graph.graph.erase_node(node)
+    graph.erase_node(node)
+
+
+def _form_cached(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Attention of one token to a cache and itself."""
+    bound = node.normalized_arguments(graph, normalize_to_only_use_kwargs=True)
+    last = _merged(node)
+    q = _heads(node.args[0])
+    grown = [_grown(node.args[i]) for i in (1, 2)]
+    if bound is None or last is None or q is None or grown[0] is None or grown[1] is None:
+        return False
+    (keys, k), (values, v) = grown[0], grown[1]
+    options: dict[str, Any] = bound.kwargs
+    hides = options.get("dropout_p") or options.get("is_causal") or options.get("attn_mask") is not None
+    earlier = [part.meta["val"].shape for part in (keys, values)]
+    as_long = isinstance(earlier[0][2], int) and earlier[0][2] == earlier[1][2]
+    if hides or not as_long or not _self_attention(q, k, v, options) or q.source.meta["val"].shape[1] != 1:
+        return False
+    scale = options.get("scale")
+    arguments = (
+        *(part.source for part in (q, k, v)),
+        keys,
+        values,
+        [q.heads, k.heads],
+        q.size**-0.5 if scale is None else float(scale),
+        [part.start for part in (q, k, v)],
+    )
+    with graph.graph.inserting_before(node):
+        made = graph.graph.call_function(CACHED_ATTENTION, arguments)
+    batch = q.source.meta["val"].shape[0]
+    made.meta["val"] = q.source.meta["val"].new_empty((batch, 1, q.heads * v.size))
+    _replace(graph.graph, node, last, made)
     return True
+
+
+def _grown(node: Any) -> tuple[fx.Node, _Heads] | None:
+    """cat([earlier, heads of the new token], 2)"""
+    if not isinstance(node, fx.Node) or node.target is not aten.cat.default:
+        return None
+    parts: Any = node.args[0]
+    dim = node.args[1] if len(node.args) > 1 else 0
+    new = _heads(parts[1]) if len(parts) == 2 and dim in (2, -2) else None
+    return None if new is None or parts[0].meta["val"].dim() != 4 else (parts[0], new)
 
 
 def _self_attention(q: _Heads, k: _Heads, v: _Heads, options: dict[str, Any]) -> bool:

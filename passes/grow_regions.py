@@ -11,7 +11,7 @@ from torch import fx
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.primitives import EPILOGUE, OPERANDS, PRIMITIVES, ROWS_LINEAR
 from sparsecomp.program import FoundWork, Program
-from sparsecomp.work import Norm
+from sparsecomp.work import CachedAttention, Norm
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _tokens_first(node: fx.Node, program: Program) -> bool | None:
     """Whether the node's kernel is one for few tokens; None where there are both."""
     choice, work = program.choices.get(node.name), program.works.get(node.name)
     if work is not None:
-        return None if isinstance(work.op.work, Norm) else False
+        return None if isinstance(work.op.work, Norm) else isinstance(work.op.work, CachedAttention)
     return choice is not None and choice.how is not None and choice.how.tokens_first
 
 

@@ -74,10 +74,9 @@ def _body(graph: fx.GraphModule, program: Program, members: list[fx.Node]) -> Bo
 
 
 def _read(node: fx.Node, works: Mapping[str, FoundWork]) -> list[fx.Node]:
-    """Whatever the node gets from others: activations, and a score mask."""
-    found = activations(node, works)
-    mask = works[node.name].op.mask if node.name in works else None
-    return found + [source for source in node.all_input_nodes if source.name == mask]
+    """Whatever the node gets from others: activations, and what is read as PyTorch has it."""
+    plain = works[node.name].op.plain if node.name in works else ()
+    return activations(node, works) + [source for source in node.all_input_nodes if source.name in plain]
 
 
 def _section_op(node: fx.Node, layer: Layer) -> SectionOp:

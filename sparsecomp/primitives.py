@@ -18,7 +18,7 @@ from sparsecomp import epilogue as epilogues
 from sparsecomp.errors import LoweringError
 from sparsecomp.layer import padded_conv2d
 from sparsecomp.pattern import PackedRows, RowBlocks, unpack
-from sparsecomp.work import LANES, Attention, score_mask
+from sparsecomp.work import LANES, Attention, CachedAttention, score_mask
 
 _LIBRARY = torch.library.Library("sparsecomp", "DEF")
 _WEIGHT = (
@@ -160,6 +160,45 @@ def _fake_score_mask(mask: Tensor, queries: int) -> Tensor:
     return mask.new_empty(size, dtype=torch.float32)
 
 
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    heads: Sequence[int],
+    scale: float,
+    starts: Sequence[int],
+) -> Tensor:
+    """Attention of one token to itself and to the earlier ones that `keys` and `values` tell of, B x heads x
+    tokens x size; q, k and v are B x 1 x channels. See `sparsecomp.work.CachedAttention`."""
+    work = cached_attention_work(keys.shape, values.shape, heads, scale, starts)
+    return work.run((q, k, v, keys, values), (), -1)
+
+
+def cached_attention_work(
+    keys: Sequence[int], values: Sequence[int], heads: Sequence[int], scale: float, starts: Sequence[int]
+) -> CachedAttention:
+    """The work that the primitive's arguments describe; `keys` and `values` are shapes."""
+    first = (starts[0], starts[1], starts[2])
+    return CachedAttention(heads[0], heads[1], keys[3], values[3], keys[2], scale, first)
+
+
+_LIBRARY.define(
+    "cached_attention(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, int[] heads, float scale, "
+    "int[] starts) -> Tensor"
+)
+_LIBRARY.impl("cached_attention", cached_attention, "CPU")
+
+
+@torch.library.register_fake("sparsecomp::cached_attention")
+def _fake_cached_attention(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, *rest: object
+) -> Tensor:
+    heads = rest[0]
+    return q.new_empty((*q.shape[:2], heads[0] * values.shape[3]))  # type: ignore[index]
+
+
 class Runner(Protocol):
     """What stands behind the name of a region."""
 
@@ -214,6 +253,7 @@ def _fake_region(inputs: Sequence[Tensor], name: str) -> list[Tensor]:
 ROWS_LINEAR = torch.ops.sparsecomp.rows_linear.default
 ROWS_CONV2D = torch.ops.sparsecomp.rows_conv2d.default
 ATTENTION = torch.ops.sparsecomp.attention.default
+CACHED_ATTENTION = torch.ops.sparsecomp.cached_attention.default
 SCORE_MASK = torch.ops.sparsecomp.score_mask.default
 REGION = torch.ops.sparsecomp.region.default
 PRIMITIVES = (ROWS_LINEAR, ROWS_CONV2D)

@@ -93,7 +93,7 @@ class Value:
 @dataclass(frozen=True)
 class Border:
     """A PyTorch tensor at the region's border: tokens x channels, or items x channels x height x width; a score
-    mask is items x heads x keys x queries; without a height in a region of images, items x channels."""
+    mask is items x heads x keys x queries, a cache items x heads x tokens x size; without a height in a region of images, items x channels."""
 
     channels: int
     height: int = 0
@@ -196,14 +196,13 @@ class Apply:
     vectors: tuple[int, ...] = ()
     """Numbers of the per-channel operands: the work's own, then the epilogue's."""
     tensors: tuple[str, ...] = ()
-    mask: int | None = None
-    """The region's input that is attention's score mask, read as it lies."""
+    plain: tuple[int, ...] = ()
+    """The region's inputs that are read as they lie: a score mask, keys and values of earlier tokens."""
 
     def __str__(self) -> str:
-        operands = ", ".join((*self.sources, *self.tensors))
-        masked = f", input {self.mask}" if self.mask is not None else ""
+        operands = ", ".join((*self.sources, *self.tensors, *(f"input {number}" for number in self.plain)))
         steps = f" | {self.epilogue}" if self.epilogue else ""
-        return f"{self.target} = {self.work}({operands}{masked}){steps}"
+        return f"{self.target} = {self.work}({operands}){steps}"
 
 
 @dataclass(frozen=True)

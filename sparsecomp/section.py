@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsecomp.epilogue import STEPS, apply, split_steps
 from sparsecomp.layer import Layer
-from sparsecomp.work import Attention, Work
+from sparsecomp.work import Attention, CachedAttention, Work
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ class WorkOp:
         return dict(zip(self.sources, self.input_shapes, strict=True))
 
     @property
-    def mask(self) -> str | None:
-        """The source that is no activation: attention's score mask."""
-        masked = isinstance(self.work, Attention) and self.work.masked
-        return self.sources[3] if masked else None
+    def activations(self) -> tuple[str, ...]:
+        """The sources that are values of the region."""
+        attention = isinstance(self.work, Attention | CachedAttention)
+        return self.sources[:3] if attention else self.sources
 
     @property
-    def activations(self) -> tuple[str, ...]:
-        return self.sources[:3] if self.mask else self.sources
+    def plain(self) -> tuple[str, ...]:
+        """The sources that are read as PyTorch has them: a score mask, keys and values of earlier tokens."""
+        return self.sources[len(self.activations) :]
 
     def __str__(self) -> str:
         operands = ", ".join((*self.sources, *self.tensors))

@@ -65,16 +65,20 @@ class Attention:
         """Of the result."""
         return self.heads * self.value_size
 
-    def run(self, sources: Sequence[Tensor], vectors: Sequence[Tensor], channel: int) -> Tensor:
+    def split(self, sources: Sequence[Tensor]) -> list[Tensor]:
+        """q, k and v: B x heads x tokens x size."""
         widths = (
             (self.heads, self.size),
             (self.key_heads, self.size),
             (self.key_heads, self.value_size),
         )
-        q, k, v = (
+        return [
             x[..., start : start + heads * size].reshape(*x.shape[:-1], heads, size).transpose(1, 2)
             for x, start, (heads, size) in zip(sources[:3], self.starts, widths, strict=True)
-        )
+        ]
+
+    def run(self, sources: Sequence[Tensor], vectors: Sequence[Tensor], channel: int) -> Tensor:
+        q, k, v = self.split(sources)
         mask = sources[3][..., : q.shape[2]].transpose(-1, -2) if self.masked else None
         grouped = self.heads != self.key_heads
         y = F.scaled_dot_product_attention(
@@ -84,6 +88,42 @@ class Attention:
 
     def __str__(self) -> str:
         return f"attention of {self.heads} heads"
+
+
+@dataclass(frozen=True)
+class CachedAttention:
+    """Attention of one new token to `past` earlier ones and to itself.
+
+    q, k and v are B x 1 x channels, read from a channel on; keys and values of the earlier tokens are
+    B x heads x past x size.
+    """
+
+    heads: int
+    key_heads: int
+    size: int
+    value_size: int
+    past: int
+    scale: float
+    starts: tuple[int, int, int] = (0, 0, 0)
+    """First channel of q, k and v in the tensors that hold them."""
+
+    @property
+    def channels(self) -> int:
+        """Of the result."""
+        return self.heads * self.value_size
+
+    def run(self, sources: Sequence[Tensor], vectors: Sequence[Tensor], channel: int) -> Tensor:
+        own = Attention(
+            self.heads, self.key_heads, self.size, self.value_size, self.scale, starts=self.starts
+        )
+        q, k, v = own.split(sources)
+        keys, values = (torch.cat(pair, 2) for pair in zip(sources[3:], (k, v), strict=True))
+        grouped = self.heads != self.key_heads
+        y = F.scaled_dot_product_attention(q, keys, values, scale=self.scale, enable_gqa=grouped)
+        return y.transpose(1, 2).flatten(2)
+
+    def __str__(self) -> str:
+        return f"attention of {self.heads} heads to {self.past} earlier tokens"
 
 
 def score_mask(mask: Tensor, queries: int) -> Tensor:
@@ -146,4 +186,4 @@ class Pointwise:
         return "pointwise"
 
 
-Work = Norm | Attention | Pool | Mean | Pointwise
+Work = Norm | Attention | CachedAttention | Pool | Mean | Pointwise

@@ -15,8 +15,15 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from sparsecomp import SparseModule, codegen, compile_sparse
+from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.cpu.bitmap_rows import refusal
+from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.reference import StoredCost
 from sparsecomp.compare import relative_error
+from sparsecomp.layer import Layer
+from sparsecomp.pattern import PATTERNS
+from sparsecomp.region import FewTokens, RowsKernelChoice
+from sparsecomp.target import Target
 from tests.passes.programs import Wired, let, sparse
 
 Inputs = Sequence[Tensor]
@@ -313,3 +320,48 @@ def conv_parts() -> dict[str, nn.Module]:
 @pytest.mark.parametrize(("function", "regions"), [(res, 2), (squeezed, 2), (convnext, 2)])
 def test_images(function: Callable[..., Any], regions: int) -> None:
     check(Wired(function, **conv_parts()), batches((3, 15, 18)), regions=regions)
+
+
+# Caches -----------------------------------------------------------------------------------------------------
+
+
+class FewTokensCost(StoredCost):
+    """Gives every layer the kernel for few tokens."""
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
+        how = RowsKernelChoice(PATTERNS[0], FewTokens())
+        return Candidate(DENSE, 2.0, stored=matrix.numel()), Candidate(str(how), 1.0, how=how, stored=1)
+
+
+class Decode(nn.Module):
+    """One token through attention to a cache and a residual; returns what joins the cache too."""
+
+    def __init__(self, heads: int = 4, key_heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.size = heads, key_heads, WIDTH // heads
+        self.fused = nn.Linear(WIDTH, WIDTH + 2 * key_heads * self.size)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        own = self.key_heads * self.size
+        q, k, v = (
+            part.unflatten(-1, (-1, self.size)).transpose(1, 2)
+            for part in self.fused(self.norm(x)).split([WIDTH, own, own], dim=-1)
+        )
+        keys, values = torch.cat([keys, k], 2), torch.cat([values, v], 2)
+        y = F.scaled_dot_product_attention(q, keys, values, enable_gqa=self.heads != self.key_heads)
+        return x + self.out(y.transpose(1, 2).flatten(2)), keys[:, :, -1:] + 0, values[:, :, -1:] + 0
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("target", ["reference", "cpu"])
+def test_a_token_and_a_cache(target: str, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if target == "cpu" and refusal(machine_of(Target())):
+        pytest.skip("no kernels for few tokens on this machine")
+    monkeypatch.setattr(codegen, "meter", lambda target, threads: FewTokensCost())
+    calls = batches((1, WIDTH), (key_heads, 6, 8), (key_heads, 6, 8), others=(1, 5, 100))
+    compiled = check(Decode(key_heads=key_heads), calls, target)
+    held = str(compiled.report.regions[0].layers)
+    assert "fused" in held
+    assert "out" in held

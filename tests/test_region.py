@@ -93,7 +93,7 @@ def sequence_region() -> Region:
         ),
         calls=(
             Enter(0, "v0"),
-            Apply(attention, ("v0", "v0", "v0"), "v1", mask=1),
+            Apply(attention, ("v0", "v0", "v0"), "v1", plain=(1,)),
             Apply(Norm("layer", 8, 1e-5, True, True), ("v1",), "v2", vectors=(0, 1)),
             Exit("v2", 0),
         ),

@@ -96,8 +96,8 @@ def test_layers_and_work_are_told_apart() -> None:
 
 def test_a_mask_is_no_activation() -> None:
     norm, attention, _ = encoder().works
-    assert (norm.mask, norm.activations) == (None, ("x",))
-    assert (attention.mask, attention.activations) == ("m", ("w", "w", "w"))
+    assert (norm.plain, norm.activations) == ((), ("x",))
+    assert (attention.plain, attention.activations) == (("m",), ("w", "w", "w"))
     assert attention.shapes == {"w": (2, 5, 24), "m": (2, 1, 5, 16)}
 
 

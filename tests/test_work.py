@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecomp.layer import Layer
-from sparsecomp.work import LANES, Attention, Mean, Norm, Pointwise, Pool, score_mask
+from sparsecomp.work import LANES, Attention, CachedAttention, Mean, Norm, Pointwise, Pool, score_mask
 
 
 @pytest.mark.parametrize("channel", [1, -1])
@@ -91,6 +91,20 @@ def test_a_score_mask_is_added_to_scores() -> None:
     assert score_mask(seen, 2)[0, 0, :, :2].tolist() == [[0.0, 0.0], [float("-inf"), 0.0]]
     added = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     assert score_mask(added, 2)[0, 0, :, :2].tolist() == [[1.0, 3.0], [2.0, 4.0]]
+
+
+def test_attention_to_a_cache_is_that_of_the_last_token() -> None:
+    """Tokens one by one, each joining the cache, and all at once."""
+    x = torch.randn(2, 7, 48)
+    whole = Attention(4, 2, 6, 4, 0.5, causal=True, starts=(0, 24, 36)).run((x, x, x), (), -1)
+    keys = x[..., 24:36].reshape(2, 7, 2, 6).transpose(1, 2)
+    values = x[..., 36:44].reshape(2, 7, 2, 4).transpose(1, 2)
+    for past in range(1, 7):
+        one = x[:, past : past + 1]
+        work = CachedAttention(4, 2, 6, 4, past, 0.5, starts=(0, 24, 36))
+        y = work.run((one, one, one, keys[:, :, :past], values[:, :, :past]), (), -1)
+        torch.testing.assert_close(y[:, 0], whole[:, past], atol=1e-5, rtol=1e-5)
+        assert work.channels == y.shape[-1]
 
 
 def window(kernel: int, stride: int, padding: int, dilation: int = 1) -> Layer:

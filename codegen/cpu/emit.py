@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,14 +73,15 @@ class Accumulators:
     def __setitem__(self, index: int, value: Expr) -> None:
         T.buffer_store(self._buffers[index], value, [slice(0, self.lanes)])
 
-    def across(self, index: int) -> Expr:
-        """The sum over the lanes of one register, by halves; the register is lost."""
+    def across(self, index: int, join: Callable[[Expr, Expr], Expr] = operator.add) -> Expr:
+        """The sum over the lanes of one register, or what else `join` makes of two; by halves, so the register
+        is lost."""
         buffer, lanes = self._buffers[index], self.lanes // 2
         while lanes > 1:
             halves = [load(buffer, T.int64(start), lanes) for start in (0, lanes)]
-            store(buffer, halves[0] + halves[1], T.int64(0), lanes)
+            store(buffer, join(*halves), T.int64(0), lanes)
             lanes //= 2
-        return buffer[T.int64(0)] + buffer[T.int64(1)]
+        return join(buffer[T.int64(0)], buffer[T.int64(1)])
 
 
 def kernel(

@@ -231,7 +231,7 @@ def test_a_mask_is_read_as_it_lies() -> None:
     assert region.inputs == (Border(64), Border(1, 197, 208))
     assert [call.source for call in region.calls if isinstance(call, Enter)] == [0]
     (attention,) = (c for c in region.calls if isinstance(c, Apply) and isinstance(c.work, Attention))
-    assert attention.mask == 1
+    assert attention.plain == (1,)
     assert len(attention.sources) == 3
 
 

@@ -39,7 +39,7 @@ def sequences(length: int) -> Region:
             Enter(0, "v0"),
             Rows("v0", "v1", 0, (24, 12), 0, RowBlocks(1), SCHEDULE, "bias", (0,)),
             Exit("v1", 0),
-            Apply(attention, ("v1", "v1", "v1"), "v2", mask=1),
+            Apply(attention, ("v1", "v1", "v1"), "v2", plain=(1,)),
             Apply(Norm("layer", 8, 1e-5, True, True), ("v2",), "v3", vectors=(1, 2)),
             Exit("v3", 1),
         ),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sparsecomp.capture import capture
 from sparsecomp.passes.form_attention import FormAttention
 from sparsecomp.passes.remove_copies import RemoveCopies
-from sparsecomp.primitives import ATTENTION
+from sparsecomp.primitives import ATTENTION, CACHED_ATTENTION
 from sparsecomp.program import Program
 from tests.passes.programs import Wired, captured, let, operators, same_outputs
 
@@ -191,6 +191,80 @@ def test_a_shared_mask_is_made_once() -> None:
     assert operators(program).count(FORMED) == 3
     assert operators(program).count("sparsecomp.score_mask") == 2
     assert same_outputs(program, model, x, mask, other)
+
+
+# Caches -----------------------------------------------------------------------------------------------------
+
+CACHED = "sparsecomp.cached_attention"
+
+
+def attend_cache(s: Any, x: Tensor, keys: Tensor, values: Tensor, **options: Any) -> Tensor:
+    """One token's attention to earlier ones; x holds its q, k and v."""
+    heads = keys.shape[1]
+    q, k, v = torch.split(x, [32, heads * keys.shape[3], heads * values.shape[3]], dim=-1)
+    k, v = torch.cat([keys, split(k, heads)], 2), torch.cat([values, split(v, heads)], -2)
+    return merge(SDPA(split(q), k, v, **options))
+
+
+def cache(heads: int = 4, size: int = 8, value_size: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(2, 1, 32 + heads * (size + value_size))
+    return x, torch.randn(2, heads, 6, size), torch.randn(2, heads, 6, value_size)
+
+
+@pytest.mark.parametrize(("heads", "value_size"), [(4, 8), (4, 5), (2, 8)])
+def test_one_token_and_a_cache(heads: int, value_size: int) -> None:
+    inputs = cache(heads, value_size=value_size)
+    model = Wired(lambda s, *x: attend_cache(s, *x, enable_gqa=heads != 4, scale=0.3)).eval()
+    program = formed(model, *inputs)
+    assert operators(program) == [CACHED]
+    (node,) = (node for node in program.graph.graph.nodes if node.target is CACHED_ATTENTION)
+    assert list(node.args[5:]) == [[4, heads], 0.3, [0, 32, 32 + heads * 8]]
+    assert same_outputs(program, model, *inputs)
+    assert same_outputs(program, model, *(torch.cat([x, x, x]) for x in inputs))
+
+
+def test_what_joins_the_cache_may_be_returned() -> None:
+    def function(s: Any, x: Tensor, keys: Tensor, values: Tensor) -> Any:
+        return attend_cache(s, x, keys, values), torch.cat([keys, split(x[..., 32:64])], 2)
+
+    model, inputs = Wired(function).eval(), cache()
+    program = formed(model, *inputs)
+    assert CACHED in operators(program)
+    assert same_outputs(program, model, *inputs)
+
+
+REFUSED_CACHES: dict[str, Function] = {
+    "causal, which hides the cache": lambda s, *x: attend_cache(s, *x, is_causal=True),
+    "a mask": lambda s, *x: attend_cache(s, *x, attn_mask=x[1][:, :1, :1, :7].new_ones(1, 7) * s.turn),
+    "values that grow on both sides": lambda s, x, k, v: merge(
+        SDPA(
+            split(x[..., :32]),
+            torch.cat([k, split(x[..., 32:64])], 2),
+            torch.cat([v[:, :, :5], split(x[..., 64:]), v[:, :, :1]], 2),
+        )
+    ),
+    "the new token first": lambda s, x, k, v: merge(
+        SDPA(
+            split(x[..., :32]),
+            torch.cat([split(x[..., 32:64]), k], 2),
+            torch.cat([split(x[..., 64:]), v], 2),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_CACHES)
+def test_refuses_caches(what: str) -> None:
+    model, inputs = Wired(REFUSED_CACHES[what], turn=nn.Parameter(torch.randn(7))).eval(), cache()
+    program = formed(model, *inputs)
+    assert CACHED not in operators(program)
+    assert same_outputs(program, model, *inputs)
+
+
+def test_refuses_several_new_tokens() -> None:
+    x, keys, values = cache()
+    program = formed(Wired(attend_cache).eval(), torch.cat([x, x], 1), keys, values)
+    assert CACHED not in operators(program)
 
 
 # Near misses ------------------------------------------------------------------------------------------------
