@@ -102,12 +102,20 @@ class _Builder:
         return builder.get()
 
     def _tiles(self, kernel: Any, call: Call, pointers: Expr, numbers: tuple[Expr, ...]) -> None:
+        """All tiles of an item. Each thread does some alone, which lie apart and which it then finds in its own
+        caches; all share those that are left over, or partly filled."""
         tokens = self.region.tokens
         if tokens is None or tokens.tiles == 1 or whole_items(call):
             self._call(kernel, call, pointers, numbers, None)
             return
-        with T.serial(T.int32(tokens.tiles)) as tile:
-            self._call(kernel, call, pointers, numbers, tile)
+        extent, item, base, part, parts = numbers
+        own = T.bind(T.truncdiv(T.int32(tokens.length // tokens.tile), parts))
+        with T.serial(own) as number:
+            alone = (extent, item, base, T.int32(0), T.int32(1))
+            self._call(kernel, call, pointers, alone, T.bind(part * own + number))
+        dealt = T.bind(own * parts)
+        with T.serial(T.int32(tokens.tiles) - dealt) as number:
+            self._call(kernel, call, pointers, numbers, T.bind(dealt + number))
 
     def _call(
         self, kernel: Any, call: Call, pointers: Expr, numbers: tuple[Expr, ...], tile: Expr | None

@@ -112,8 +112,6 @@ def _fitted(target: int, geometry: Geometry, machine: Machine) -> int:
     """At most 5/4 of `target`, leaving the smallest remainder of the plane's columns."""
     columns = geometry.columns if isinstance(geometry, Planes) else TILE
     total = -(-columns // machine.lanes)
-    if not isinstance(geometry, Planes):
-        return min(target, total)
     if total <= target * 5 // 4:
         return total
     chunks = -(-total // target)

@@ -21,8 +21,8 @@ FLOAT = 4
 """Bytes."""
 LINE = 16
 """Floats in a cache line: planes and positions (0, 0) are aligned to it."""
-TILE = 128
-"""Tokens in an item: eight vectors of 16 lanes, and a feature row of 512 bytes."""
+TILE = 64
+"""Tokens in an item: four vectors of 16 lanes, and a feature row of 256 bytes."""
 ROW_BLOCK = 8
 """Stored channels are a multiple of this, so that no kernel has a remainder of rows."""
 

@@ -141,7 +141,7 @@ def test_margins_unite() -> None:
 
 
 @pytest.mark.parametrize(
-    ("geometry", "text"), [(Tokens(), "tokens[128]"), (Planes(3, 4, 5, 48, 16), "planes[3x4 row 5 plane 48]")]
+    ("geometry", "text"), [(Tokens(), "tokens[64]"), (Planes(3, 4, 5, 48, 16), "planes[3x4 row 5 plane 48]")]
 )
 def test_geometries_print(geometry: Tokens | Planes, text: str) -> None:
     assert str(geometry) == text

@@ -80,8 +80,7 @@ def attention(name: str, spec: AttentionKernel, machine: Machine) -> tvm.tirx.Pr
             emit = _Emitter(spec, machine, [*buffers, queries, scores])
             with T.serial(high - low) as relative:
                 unit = T.bind(low + relative)
-                head = T.bind(T.truncdiv(unit, T.int32(chunks)))
-                chunk = T.bind(unit - head * chunks)
+                head, chunk = _unit(unit, spec.heads, chunks, alone=parts == 1)
                 first = T.bind(chunk * width)
                 _either(
                     chunk < whole if whole and rest else bool(whole),
@@ -90,6 +89,14 @@ def attention(name: str, spec: AttentionKernel, machine: Machine) -> tvm.tirx.Pr
                 )
 
     return kernel(name, pointers, ["part", "parts"], body)
+
+
+def _unit(unit: Expr, heads: int, chunks: int, alone: Expr) -> tuple[Expr, Expr]:
+    """Head and chunk. Whoever does all stays with a head, whose keys are then at hand; whoever does a part stays
+    with the queries that it made itself."""
+    by_head, by_chunk = T.truncdiv(unit, T.int32(chunks)), T.truncdiv(unit, T.int32(heads))
+    head = T.bind(T.if_then_else(alone, by_head, unit - by_chunk * heads))
+    return head, T.bind(T.if_then_else(alone, unit - by_head * chunks, by_chunk))
 
 
 def _either(condition: Expr, yes: Callable[[], None], no: Callable[[], None]) -> None:

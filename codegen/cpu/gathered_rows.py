@@ -18,12 +18,15 @@ from dataclasses import dataclass
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat, store
+from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, share, splat, store
 from sparsecomp.codegen.cpu.finish import Finish, operand_pointers
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.shares import SHARES
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
+
+WIDE = 24
+"""Vectors of columns from which on a plane is wide."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class RowsKernel:
     masked: bool
     """Whether padding columns are to be stored as zero."""
 
+    @property
+    def is_wide(self) -> bool:
+        return self.vectors >= WIDE
+
     def chunks(self) -> tuple[int, ...]:
         """Vectors per chunk: the full size, and that of the remainder.
 
@@ -61,42 +68,43 @@ class RowsKernel:
 
 def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
     """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance, order (see
-    `codegen/stream.py`), x, y, mask, operands...; which part of how many, number of vectors of columns."""
+    `codegen/stream.py`), x, y, mask, operands...; which part of how many, number of vectors of columns.
+
+    Parts share the columns of a wide plane, so that what a thread reads in the next call it has stored itself in
+    this one; the chunk in which a part ends and the next begins is shared by rows, as is all of a narrow plane,
+    whose cache lines lie too close together for one thread to leave another's alone.
+    """
     pointers = [("index", "int32"), ("stream", "float32"), ("balance", "int32"), ("order", "int32")]
     pointers += [("x", "float32"), ("y", "float32"), ("mask", "float32")]
     pointers += operand_pointers(spec.epilogue)
 
     def body(*arguments: Expr) -> None:
         *buffers, part, parts, vectors = arguments
-        emit = _Emitter(spec, machine, buffers, part, parts)
         full, *rest = spec.chunks()
         if spec.vectors:
-            whole = spec.vectors // full
-            with T.serial(T.int32(whole)) as chunk:
-                emit.chunk(full, T.bind(i64(chunk) * (full * machine.lanes)))
-            for size in rest:
-                emit.chunk(size, T.bind(T.int64(whole * full * machine.lanes)))
-            return
-        whole = T.bind(T.truncdiv(vectors, T.int32(full)))
+            whole: Expr = T.int32(spec.vectors // full)
+            turns: Expr = T.int32(1)
+        else:
+            whole = T.bind(T.truncdiv(vectors, T.int32(full)))
+            turns = T.bind(T.truncdiv(vectors - whole * full + (sum(rest) - 1), T.int32(sum(rest) or 1)))
+        units = T.bind((whole * full + turns * sum(rest)) * SHARES) if spec.is_wide else T.int32(SHARES)
+        emit = _Emitter(spec, machine, buffers, *share(units, part, parts))
         with T.serial(whole) as chunk:
-            emit.chunk(full, T.bind(i64(chunk) * (full * machine.lanes)))
+            emit.chunk(full, T.bind(chunk * full))
         for size in rest:
-            first = T.bind(i64(whole) * (full * machine.lanes))
-            left = T.bind(vectors - whole * full)
-            with T.serial(T.truncdiv(left + (size - 1), T.int32(size))) as chunk:
-                emit.chunk(size, T.bind(first + i64(chunk) * (size * machine.lanes)))
+            with T.serial(turns) as chunk:
+                emit.chunk(size, T.bind(whole * full + chunk * size))
 
     return kernel(name, pointers, ["part", "parts", "vectors"], body)
 
 
 class _Emitter:
     def __init__(
-        self, spec: RowsKernel, machine: Machine, buffers: list[Expr], part: Expr, parts: Expr
+        self, spec: RowsKernel, machine: Machine, buffers: list[Expr], low: Expr, high: Expr
     ) -> None:
-        self.spec, self.machine = spec, machine
-        self.index, self.stream, balance, order, self.x, self.y, mask, *operands = buffers
-        self.low = T.bind(balance[T.truncdiv(part * SHARES, parts)])
-        self.high = T.bind(balance[T.truncdiv((part + 1) * SHARES, parts)])
+        """Of a part of the work, in units: each vector of columns of a wide plane is `SHARES`, as are all rows."""
+        self.spec, self.machine, self.low, self.high = spec, machine, low, high
+        self.index, self.stream, self.balance, order, self.x, self.y, mask, *operands = buffers
         self.rows = spec.pattern.rows
         self.finish = Finish(
             spec.epilogue,
@@ -109,10 +117,19 @@ class _Emitter:
             order if spec.pattern.live_first else None,
         )
 
-    def chunk(self, vectors: int, first: Expr) -> None:
-        """All rows, for `vectors` vectors of columns from column `first` on."""
-        with T.serial(T.int32(self.spec.passes)) as step, T.serial(self.high - self.low) as relative:
-            self.group(vectors, first, step, T.bind(self.low + relative))
+    def chunk(self, vectors: int, number: Expr) -> None:
+        """The part's rows of `vectors` vectors of columns from vector `number` on."""
+        first = T.bind(i64(number) * self.machine.lanes)
+        low, high = (self.cut(end, number, vectors) for end in (self.low, self.high))
+        with T.serial(T.int32(self.spec.passes)) as step, T.serial(high - low) as relative:
+            self.group(vectors, first, step, T.bind(low + relative))
+
+    def cut(self, end: Expr, number: Expr, vectors: int) -> Expr:
+        """The block of rows where the part begins or ends, in the chunk from vector `number` on."""
+        if not self.spec.is_wide:
+            return T.bind(self.balance[end])
+        inside = T.truncdiv(end - number * SHARES, T.int32(vectors))
+        return T.bind(self.balance[T.min(T.max(inside, T.int32(0)), T.int32(SHARES))])
 
     def group(self, vectors: int, first: Expr, step: Expr, group: Expr) -> None:
         """One block of rows in one pass. Sums of earlier passes wait in y."""

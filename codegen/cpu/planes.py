@@ -25,8 +25,8 @@ UNROLLED = 4
 """Most row phases that are written out one after the other: more run in a loop, where they are alike."""
 SHUFFLED = 4
 """Widest step whose columns are picked from as many vectors; each phase takes one shuffle less than that."""
-UNITS = 32
-"""Images of fewer channels are cut into bands of rows, so that threads can share them."""
+HIGH = 8
+"""From so many rows on, threads share the rows: each then stores what it will read. Else they share channels."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,6 @@ class CopyPlanes:
         """Of a phase plane."""
         return -(-self.height // self.stride[0])
 
-    @property
-    def bands(self) -> int:
-        """Into which the rows of a channel are cut."""
-        return min(self.rows, -(-UNITS // self.channels))
-
 
 @dataclass(frozen=True)
 class RowPhase:
@@ -81,18 +76,19 @@ class RowPhase:
 
 
 def copy_planes(name: str, spec: CopyPlanes, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y (both at position 0, 0); which part of how many. Parts share bands of rows of x."""
+    """Arguments x, y (both at position 0, 0); which part of how many. Parts share the rows of the image,
+    or the channels of a low one."""
     spec = spec.joined
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr) -> None:
-        low, high = share(spec.channels * spec.bands, part, parts)
         emit = _Emitter(spec, machine.lanes, x, y)
+        by_rows = spec.rows >= HIGH
+        top, bottom = share(spec.rows, part, parts) if by_rows else (T.int32(0), T.int32(spec.rows))
+        low, high = (T.int32(0), T.int32(spec.channels)) if by_rows else share(spec.channels, part, parts)
         with T.serial(high - low) as relative:
-            unit = T.bind(low + relative)
-            channel = T.bind(i64(T.truncdiv(unit, T.int32(spec.bands))))
-            first, last = share(spec.rows, T.truncmod(unit, T.int32(spec.bands)), T.int32(spec.bands))
-            with T.serial(last - first) as row:
-                emit.row(channel, T.bind(first + row))
+            channel = T.bind(i64(low + relative))
+            with T.serial(bottom - top) as row:
+                emit.row(channel, T.bind(top + row))
 
     return kernel(name, [("x", "float32"), ("y", "float32")], ["part", "parts"], body)
 

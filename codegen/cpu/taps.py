@@ -12,7 +12,7 @@ whoever lays X out. Offsets reach the phase planes of a strided input, as those 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,8 @@ from sparsecomp.geometry import LINE
 
 TOGETHER = 4
 """Vectors of columns that share a weight and whose sums are in registers."""
+WIDE = 2 * TOGETHER
+"""From so many vectors on, threads share the columns: each then reads what it has stored itself."""
 UNROLLED = 16
 """Most taps that are written out one after the other; more run in a loop where offsets repeat themselves."""
 
@@ -62,21 +64,21 @@ class TapsKernel:
 
 def taps(name: str, spec: TapsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
     """Arguments x, y, mask, the weight (channels x taps) if the kind is "weighted", operands...; which part of
-    how many. Parts share the channels."""
+    how many. Parts share the columns of a wide image, the channels of others."""
     pointers = ["x", "y", "mask", *["weight"] * (spec.kind == "weighted")]
-    full = min(TOGETHER, spec.vectors)
-    whole, rest = divmod(spec.vectors, full)
 
     def body(*arguments: Expr) -> None:
         *buffers, part, parts = arguments
-        low, high = share(spec.channels, part, parts)
         emit = _Emitter(spec, machine, buffers)
-        with T.serial(high - low) as relative:
-            emit.start_channel(T.bind(i64(low + relative)))
-            with T.serial(T.int32(whole)) as chunk:
-                emit.chunk(full, T.bind(i64(chunk) * (full * machine.lanes)))
-            if rest:
-                emit.chunk(rest, T.int64(whole * full * machine.lanes))
+        if spec.vectors < WIDE:
+            emit.channels(*share(spec.channels, part, parts), emit.columns)
+            return
+        with T.If(parts == 1):
+            with T.Then():
+                emit.channels(0, spec.channels, emit.columns)
+            with T.Else():
+                low, high = share(spec.vectors, part, parts)
+                emit.channels(0, spec.channels, lambda: emit.some_columns(low, high))
 
     named = [(label, "float32") for label in pointers]
     return kernel(name, [*named, *operand_pointers(spec.epilogue)], ["part", "parts"], body)
@@ -98,6 +100,28 @@ class _Emitter:
         )
         few = self.weight is not None and len(spec.offsets) <= UNROLLED
         self.kept = Accumulators(len(spec.offsets), machine.lanes) if few else None
+
+    def channels(self, low: Expr, high: Expr, columns: Callable[[], None]) -> None:
+        with T.serial(high - low) as relative:
+            self.start_channel(T.bind(i64(low + relative)))
+            columns()
+
+    def columns(self) -> None:
+        """All of a channel."""
+        full = min(TOGETHER, self.spec.vectors)
+        whole, rest = divmod(self.spec.vectors, full)
+        with T.serial(T.int32(whole)) as chunk:
+            self.chunk(full, T.bind(i64(chunk) * (full * self.lanes)))
+        if rest:
+            self.chunk(rest, T.int64(whole * full * self.lanes))
+
+    def some_columns(self, low: Expr, high: Expr) -> None:
+        """Of a channel, from one vector to another."""
+        whole = T.bind(T.truncdiv(high - low, T.int32(TOGETHER)))
+        with T.serial(whole) as chunk:
+            self.chunk(TOGETHER, T.bind(i64(low + chunk * TOGETHER) * self.lanes))
+        with T.serial(high - low - whole * TOGETHER) as rest:
+            self.chunk(1, T.bind(i64(low + whole * TOGETHER + rest) * self.lanes))
 
     def start_channel(self, channel: Expr) -> None:
         """Few weights stay in registers for all columns of the channel."""

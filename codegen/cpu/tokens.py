@@ -26,7 +26,7 @@ class EnterTokens:
 
 
 def enter_tokens(name: str, spec: EnterTokens, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y; which part of how many, number of tokens. Parts share squares of channels."""
+    """Arguments x, y; which part of how many, number of tokens. Parts share the tokens."""
     lanes, size = machine.lanes, fitting(spec.channels, machine.lanes)
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
@@ -51,7 +51,7 @@ class ExitTokens:
 
 
 def exit_tokens(name: str, spec: ExitTokens, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y; which part of how many, number of tokens. Parts share squares of channels."""
+    """Arguments x, y; which part of how many, number of tokens. Parts share the tokens."""
     size = fitting(spec.channels, machine.lanes)
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr, tokens: Expr) -> None:
@@ -72,18 +72,17 @@ def _squares(
 ) -> Iterator[tuple[Expr, Expr]]:
     """The first token and the first channel of each square of a part; `numbers` squares in a row hold the tokens.
 
-    The last channels are in a square that overlaps the one before it rather than reach beyond them: where the
-    two are in different parts, both leave the same numbers there. Tokens are the outer loop because they are
+    The last channels are in a square that overlaps the one before it rather than reach beyond them. Tokens are the outer loop because they are
     often a multiple of a page apart: one square after the other then goes on in the same few pages. Only
     `together` squares of tokens follow one another.
     """
-    low, high = share(-(-channels // size), part, parts)
     numbers = T.bind(numbers)
-    with T.serial(T.truncdiv(numbers + (together - 1), T.int32(together))) as turn:
-        begin = T.bind(turn * together)
+    low, high = share(T.truncdiv(numbers + (together - 1), T.int32(together)), part, parts)
+    with T.serial(high - low) as relative:
+        begin = T.bind((low + relative) * together)
         count = T.bind(T.min(numbers - begin, T.int32(together)))
-        with T.serial(high - low) as relative:
-            channel = T.bind(i64(T.min((low + relative) * size, T.int32(channels - size))))
+        with T.serial(T.int32(-(-channels // size))) as square:
+            channel = T.bind(i64(T.min(square * size, T.int32(channels - size))))
             with T.serial(count if together > 1 else T.int32(1)) as inside:
                 yield T.bind((begin + inside) * size), channel
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecomp.codegen.arena import SLACK, ArenaPool, plan_arena, value_size
-from sparsecomp.geometry import LINE, Geometry, Planes, Tokens
+from sparsecomp.geometry import LINE, TILE, Geometry, Planes, Tokens
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Apply, Border, Call, Enter, Exit, Region, Rows, Schedule, Split, Value
 from sparsecomp.work import Attention, Norm, Pointwise
@@ -114,8 +114,8 @@ def test_values_are_aligned_and_have_slack_on_both_sides(region: Region) -> None
 
 
 def test_a_sequence_of_several_tiles_takes_as_many() -> None:
-    one, several = Value(12, Tokens(length=128)), Value(12, Tokens(length=300))
-    assert value_size(several) == 3 * value_size(one) == 3 * 16 * 128
+    one, several = Value(12, Tokens(length=TILE)), Value(12, Tokens(length=300))
+    assert value_size(several) == 5 * value_size(one) == 5 * 16 * TILE
     assert value_size(Value(12, Tokens())) == value_size(one)
 
 

@@ -218,7 +218,7 @@ def test_attention_makes_each_sequence_an_item() -> None:
     region = region_of(encoder())
     assert {value.geometry for _, value in region.values} == {Tokens(length=197)}
     assert region.tokens == Tokens(length=197)
-    assert region.tokens.tiles == 2
+    assert region.tokens.tiles == 4
 
 
 def test_weights_do_not_mind_how_tokens_are_cut_into_items() -> None:

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import plan_arena
 from sparsecomp.codegen.table import Frame, Table, tile_step, tokens_in
-from sparsecomp.geometry import FLOAT, Planes, Tokens
+from sparsecomp.geometry import FLOAT, TILE, Planes, Tokens
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Apply, Border, Enter, Exit, Region, Rows, Schedule, Value
 from sparsecomp.work import Attention, Norm
@@ -96,11 +96,11 @@ def test_images_lie_one_after_the_other() -> None:
 def test_tiles_of_a_sequence_follow_one_another(tile: int | None) -> None:
     region = sequences(300)
     at, offsets, along = frame(region, 3, tile), plan_arena(region).offsets, tile or 0
-    assert number(at.input(0)) == TABLE + (3 * 300 + along * 128) * 12 * FLOAT
-    assert number(at.output(0)) == 3 * TABLE + (3 * 300 + along * 128) * 24 * FLOAT
-    assert number(at.output(1)) == 4 * TABLE + (3 * 300 + along * 128) * 8 * FLOAT
-    assert number(at.position("v0")) == BASE + (offsets["v0"] + along * 16 * 128) * FLOAT
-    assert number(at.position("v1")) == BASE + (offsets["v1"] + along * 24 * 128) * FLOAT
+    assert number(at.input(0)) == TABLE + (3 * 300 + along * TILE) * 12 * FLOAT
+    assert number(at.output(0)) == 3 * TABLE + (3 * 300 + along * TILE) * 24 * FLOAT
+    assert number(at.output(1)) == 4 * TABLE + (3 * 300 + along * TILE) * 8 * FLOAT
+    assert number(at.position("v0")) == BASE + (offsets["v0"] + along * 16 * TILE) * FLOAT
+    assert number(at.position("v1")) == BASE + (offsets["v1"] + along * 24 * TILE) * FLOAT
 
 
 def test_a_score_mask_is_that_of_the_item_unless_all_share_it() -> None:
@@ -114,23 +114,23 @@ def test_a_score_mask_is_that_of_the_item_unless_all_share_it() -> None:
 
 def test_tokens_that_stand_alone_are_cut_into_tiles() -> None:
     region = sequences(0)
-    assert number(frame(region, 2).input(0)) == TABLE + 2 * 128 * 12 * FLOAT
+    assert number(frame(region, 2).input(0)) == TABLE + 2 * TILE * 12 * FLOAT
 
 
 def test_stored_channels_fill_the_last_block() -> None:
-    assert tile_step(Value(12, Tokens(length=300))) == 16 * 128
-    assert tile_step(Value(16, Tokens(length=300))) == 16 * 128
+    assert tile_step(Value(12, Tokens(length=300))) == 16 * TILE
+    assert tile_step(Value(16, Tokens(length=300))) == 16 * TILE
 
 
 @pytest.mark.parametrize(
     ("tokens", "extent", "item", "tile", "expected"),
     [
-        (Tokens(), 300, 0, None, 128),
-        (Tokens(), 300, 2, None, 44),
+        (Tokens(), 300, 0, None, TILE),
+        (Tokens(), 300, 4, None, 44),
         (Tokens(length=7), 3, 1, None, 7),
-        (Tokens(length=300), 3, 1, 0, 128),
-        (Tokens(length=300), 3, 1, 2, 44),
-        (Tokens(length=256), 3, 1, 1, 128),
+        (Tokens(length=300), 3, 1, 0, TILE),
+        (Tokens(length=300), 3, 1, 4, 44),
+        (Tokens(length=256), 3, 1, 3, TILE),
     ],
 )
 def test_the_last_tile_may_be_partly_filled(
