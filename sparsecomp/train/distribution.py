@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from sparsecomp.errors import InputError
+from sparsecomp.train.schedule import check_share
 
 DISTRIBUTIONS = ("uniform", "erk")
 
@@ -23,8 +24,9 @@ def layer_sparsities(
             its weights stays dense and the others make up for it. Mocanu et al. 2018; Evci et al. 2020, section 3.
 
     Raises:
-        InputError: there is no such distribution.
+        InputError: there is no such distribution or sparsity.
     """
+    check_share("sparsity", sparsity)
     if distribution == "uniform":
         return dict.fromkeys(shapes, sparsity)
     if distribution != "erk":

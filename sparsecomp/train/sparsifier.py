@@ -59,14 +59,14 @@ class Sparsifier:
     def step(self, optimizer: Optimizer) -> bool:
         """Call it after `optimizer.step()`, as often; true where the masks changed."""
         check_optimizer(optimizer)
-        self.masks.check_present()
+        self.masks.apply(optimizer)
         self.steps += 1
         is_due = self.is_due(self.steps)
         if is_due:
             with torch.no_grad():
                 self.groups = {name: self.regrouped(weight) for name, weight in self.weights.items()}
             self.masks.replace(self._masks())
-        self.masks.step(optimizer)
+            self.masks.apply(optimizer)
         return is_due
 
     def is_due(self, step: int) -> bool:

@@ -98,7 +98,7 @@ def find_weights(
 
 
 def is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | CONVOLUTIONS) or _is_conv1d_of_transformers(module)
+    return isinstance(module, (nn.Linear, *CONVOLUTIONS)) or _is_conv1d_of_transformers(module)
 
 
 def _is_conv1d_of_transformers(module: nn.Module) -> bool:
