@@ -5,6 +5,7 @@ Wen, Wu, Wang, Chen, Li, "Learning Structured Sparsity in Deep Neural Networks",
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -69,7 +70,7 @@ class ResNet(nn.Module):
         self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(8)
         widths = (8, 8, 8, 8, 16, 16, 16, 32, 32, 32)
-        self.blocks = nn.Sequential(*(Block(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(Block(*pair) for pair in itertools.pairwise(widths)))
         self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:

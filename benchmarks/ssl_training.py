@@ -136,7 +136,7 @@ def fit(
     )
     model.train()
     for _ in range(phase.epochs):
-        for batch in torch.randperm(count).split(BATCH):
+        for batch in torch.split(torch.randperm(count), BATCH):
             loss = F.cross_entropy(model(digits.train_x[batch]), digits.train_y[batch])
             torch.autograd.backward(loss)
             optimizer.step()

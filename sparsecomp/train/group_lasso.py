@@ -26,22 +26,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sparsecomp.errors import InputError
+from sparsecomp.front import example_call
+from sparsecomp.target import Target
+from sparsecomp.train.costs import weight_costs
+from sparsecomp.train.coupled import CoupledTerm, coupled_terms
 from sparsecomp.train.masks import Masks
 from sparsecomp.train.optimizers import check_optimizer, step_sizes
-from sparsecomp.train.parameters import near
+from sparsecomp.train.parameters import Held, near
 from sparsecomp.train.pattern import GROUPS
 from sparsecomp.train.tiling import Tiling, kept_share
-from sparsecomp.train.weights import Weight, find_weights
+from sparsecomp.train.weights import Weight, asked, find_weights
 
 OF_CONVOLUTIONS = ("kernel", "shape", "channel", "filter")
 OF_LINEAR_LAYERS = ("input", "neuron")
-KINDS = (*OF_CONVOLUTIONS, *OF_LINEAR_LAYERS, "depth")
+KINDS = (*OF_CONVOLUTIONS, *OF_LINEAR_LAYERS, "coupled", "depth")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +59,14 @@ class Term:
     strength: float
     """lambda_k s_g: all groups of a term are of one size."""
 
+    @property
+    def name(self) -> str:
+        return self.weight.name
+
+    @property
+    def held(self) -> tuple[Held, ...]:
+        return (self.weight.held,)
+
     def norms(self) -> Tensor:
         return self.tiling.norms(self.weight.matrix(self.weight.parameter.detach()))
 
@@ -61,6 +74,9 @@ class Term:
         """The proximal step."""
         share = self.tiling.spread(kept_share(self.norms(), step_size * self.strength), self.weight.shape)
         self.weight.parameter.mul_(self.weight.stored(share).to(self.weight.parameter.dtype))
+
+    def penalty(self) -> float:
+        return self.strength * float(self.norms().double().sum())
 
     @property
     def dead(self) -> tuple[int, int]:
@@ -89,57 +105,75 @@ class GroupLasso:
         layers: Sequence[str] | None = None,
         skip: Sequence[str] = (),
         scaled: bool = True,
+        example_inputs: Sequence[Any] | None = None,
+        device: str | Target | None = None,
     ) -> None:
         """The model is only looked at.
 
         Args:
             model: Its weights are shrunk in place by `step`.
-            strengths: lambda by kind of group. Of convolutions: "filter" (an output), "channel" (an input), "shape" (a column of
-                the lowered matrix: one tap of one channel, for all filters), "kernel" (a filter's taps of one
-                channel). Of linear layers: "neuron" (all that an output reads), "input" (all that read an input).
-                Of both: "depth" (the whole weight; needs a shortcut around the layer).
+            strengths: lambda by kind of group. Of convolutions: "filter" (an output), "channel" (an input), "shape" (a
+                column of the lowered matrix: one tap of one channel, for all filters), "kernel" (a filter's taps of
+                one channel). Of linear layers: "neuron" (all that an output reads), "input" (all that read an
+                input). Of both: "depth" (the whole weight; needs a shortcut around the layer) and "coupled" (a
+                channel or neuron with all that makes and reads it, across the network: `coupled.py`).
             layers: Names of the layers, or of modules that hold them, that are penalised; by default all.
             skip: Names of those that are not: the last layer, as a rule.
             scaled: Whether the penalty of a group grows with the root of its size.
+            example_inputs: Positional arguments of the model's forward; for "coupled" groups and for a `device`.
+            device: Weighs every group by what its weights cost there: "flops" counts multiply-adds, "cpu" measures
+                the time of every layer on this machine (`costs.py`). None weighs all alike.
 
         Raises:
-            InputError: a kind, a name or a strength is not known, no layer has such groups, or a weight cannot
-                be kept sparse (`find_weights`).
+            InputError: a kind, a name, a strength or a device is not known, no layer has such groups, inputs are
+                missing, or a weight cannot be kept sparse (`find_weights`).
         """
         self.model = model
-        self.weights = find_weights(model, layers, skip)
-        self.terms = _terms(self.weights, _checked(strengths), scaled)
+        checked = _checked(strengths)
+        weights = find_weights(model, layers, skip)
+        args = _inputs(example_inputs, "coupled" in checked, device)
+        costs = weight_costs(model, args, device) if device is not None else None
+        self.terms: tuple[Term | CoupledTerm, ...] = ()
+        for kind, strength in checked.items():
+            if kind == "coupled":
+                is_penalised = asked(model, layers, skip)
+                self.terms += coupled_terms(model, args, strength, scaled, is_penalised, costs)
+            else:
+                self.terms += _terms(weights, kind, strength, scaled, costs)
+        self.held = {held.name: held for term in self.terms for held in term.held}
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer) -> None:
         """Call it after `optimizer.step()`, as often.
 
         Raises:
-            InputError: the optimiser does not train a penalised weight, or has no learning rate; a weight was
-                replaced. Nothing is changed then.
+            InputError: the optimiser does not train a penalised weight, or has no learning rate; the parameters of
+                a coupled group have different ones; a weight was replaced. Nothing is changed then.
         """
         sizes = step_sizes(check_optimizer(optimizer))
-        for weight in self.weights.values():
-            weight.held.check_present()
-            if weight.parameter not in sizes:
+        for held in self.held.values():
+            held.check_present()
+            if held.parameter not in sizes:
                 raise InputError(
-                    f"{weight.name!r} is penalised, but the optimiser does not train it: give it that parameter, or "
-                    f"leave it out, skip=({weight.held.layers[0]!r},)."
+                    f"{held.name!r} is penalised, but the optimiser does not train it: give it that parameter, or "
+                    f"leave it out, skip=({held.layers[0]!r},)."
                 )
-        for term in self.terms:
-            term.shrink(sizes[term.weight.parameter])
+        steps = [_one_step_size(term, sizes) for term in self.terms]
+        for term, size in zip(self.terms, steps, strict=True):
+            term.shrink(size)
 
     def penalty(self) -> float:
         """The sum of lambda_k s_g ||W_g||, the regulariser's part of the objective."""
-        return sum(term.strength * float(term.norms().double().sum()) for term in self.terms)
+        return sum(term.penalty() for term in self.terms)
 
     def dead(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Groups that are zero, and all: by name of the parameter and kind."""
-        return {(term.weight.name, term.kind): term.dead for term in self.terms}
+        return {(term.name, term.kind): term.dead for term in self.terms}
 
     def freeze(self) -> Masks:
-        """Masks that keep the zeros there are now, for fine-tuning without the penalty."""
-        return Masks(self.model, {name: weight.parameter != 0 for name, weight in self.weights.items()})
+        """Masks that keep the zeros there are now in the weights, for fine-tuning without the penalty."""
+        kept = {name: held.parameter != 0 for name, held in self.held.items() if held.parameter.dim() > 1}
+        return Masks(self.model, kept)
 
     def __str__(self) -> str:
         rows = [
@@ -163,17 +197,41 @@ def _checked(strengths: Mapping[str, float]) -> dict[str, float]:
     return {kind: float(strengths[kind]) for kind in KINDS if kind in strengths}
 
 
-def _terms(weights: Mapping[str, Weight], strengths: Mapping[str, float], scaled: bool) -> tuple[Term, ...]:
-    terms = []
-    for kind, strength in strengths.items():
+def _terms(
+    weights: Mapping[str, Weight], kind: str, strength: float, scaled: bool, costs: Mapping[str, float] | None
+) -> tuple[Term, ...]:
+    fitting = [w for w in weights.values() if kind == "depth" or w.is_conv is (kind in OF_CONVOLUTIONS)]
+    if not fitting:
         others = OF_LINEAR_LAYERS if kind in OF_CONVOLUTIONS else OF_CONVOLUTIONS
-        fitting = [w for w in weights.values() if kind == "depth" or w.is_conv is (kind in OF_CONVOLUTIONS)]
-        if not fitting:
-            raise InputError(
-                f"no layer has {kind!r} groups: for {', '.join(map(repr, weights))} there are {', '.join(others)}, depth."
-            )
-        for weight in fitting:
-            tiling = GROUPS[kind](weight)
-            size = tiling.rows * tiling.columns
-            terms.append(Term(kind, weight, tiling, strength * (math.sqrt(size) if scaled else 1.0)))
+        raise InputError(
+            f"no layer has {kind!r} groups: for {', '.join(map(repr, weights))} there are "
+            f"{', '.join(others)}, depth."
+        )
+    terms = []
+    for weight in fitting:
+        tiling, cost = GROUPS[kind](weight), 1.0
+        if costs is not None:
+            cost = next((costs[name] for name in weight.held.names if name in costs), 1.0)
+        scale = math.sqrt(tiling.rows * tiling.columns) if scaled else 1.0
+        terms.append(Term(kind, weight, tiling, strength * scale * cost))
     return tuple(terms)
+
+
+def _one_step_size(term: Term | CoupledTerm, sizes: Mapping[Tensor, float]) -> float:
+    found = {sizes[held.parameter]: held.name for held in term.held}
+    if len(found) > 1:
+        (_, first), (_, second), *_ = found.items()
+        raise InputError(
+            f"{first!r} and {second!r} are in one coupled group, but the optimiser gives them different learning "
+            "rates or momenta: give them the same."
+        )
+    return next(iter(found))
+
+
+def _inputs(example_inputs: Any, coupled: bool, device: object) -> tuple[Any, ...]:
+    args, _ = example_call(None, example_inputs, None)
+    if args is None and (coupled or device is not None):
+        raise InputError(
+            f"{'coupled groups need' if coupled else 'a device needs'} example inputs: pass example_inputs=(x, ...)."
+        )
+    return args or ()

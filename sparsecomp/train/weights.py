@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,12 @@ def find_weights(
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be an nn.Module, not {type(model).__name__}.")
-    wanted = None if layers is None else _names(model, layers, "layers")
-    unwanted = _names(model, skip, "skip")
+    is_asked = asked(model, layers, skip)
     found: dict[str, Weight] = {}
     for name, module in model.named_modules():
-        asked = wanted is not None and _within(name, wanted)
-        if is_layer(module) and (wanted is None or asked) and not _within(name, unwanted):
+        if is_layer(module) and is_asked(name):
             weight = _weight(model, name, module)
-            if weight.parameter.requires_grad or asked:
+            if weight.parameter.requires_grad or layers is not None:
                 found.setdefault(weight.name, weight)
     if not found:
         raise InputError(
@@ -95,6 +93,13 @@ def find_weights(
             f"layers={layers!r}, skip={skip!r}."
         )
     return found
+
+
+def asked(model: nn.Module, layers: Sequence[str] | None, skip: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a module of some name is asked for. Raises InputError for names that the model does not have."""
+    wanted = ("",) if layers is None else _names(model, layers, "layers")
+    unwanted = _names(model, skip, "skip")
+    return lambda name: _within(name, wanted) and not _within(name, unwanted)
 
 
 def is_layer(module: nn.Module) -> bool:
