@@ -58,8 +58,10 @@ class Experiment:
 CONVOLUTIONS = ("conv1", "conv2")
 LENET = ("conv1", "conv2", "fc1", "fc2")
 EXPERIMENTS = {
-    "lenet": Experiment(lenet, 28, {"filter": 1e-3, "channel": 1e-3}, LENET, CONVOLUTIONS),
-    "lenet-shapes": Experiment(lenet, 28, {"shape": 1e-3}, LENET, CONVOLUTIONS),
+    "lenet": Experiment(
+        lenet, 28, {"filter": 7e-4, "channel": 7e-4}, LENET, CONVOLUTIONS, tune=Phase(15, 0.025)
+    ),
+    "lenet-shapes": Experiment(lenet, 28, {"shape": 1e-3}, LENET, CONVOLUTIONS, tune=Phase(15, 0.025)),
     "mlp": Experiment(
         mlp,
         8,
@@ -72,10 +74,10 @@ EXPERIMENTS = {
     "resnet": Experiment(
         ResNet,
         8,
-        {"depth": 6e-2},
+        {"depth": 0.15},
         skip=("stem", "head"),
-        ssl=Phase(40, 0.05),
-        tune=Phase(30, 0.02),
+        ssl=Phase(40, 0.01),
+        tune=Phase(40, 0.05),
     ),
 }
 
