@@ -1,0 +1,64 @@
+"""End to end on real images: sparse by training, found by the compiler, the same outputs."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from benchmarks.digits import Digits, accuracy
+from benchmarks.ssl_left import Left, chain_left
+from benchmarks.ssl_nets import ResNet, lenet, mlp
+from benchmarks.ssl_table import MUSTS, summary
+from benchmarks.ssl_training import EXPERIMENTS, Phase, fit
+from sparsecomp import analyze, compile_sparse
+from sparsecomp.train import GroupLasso
+
+
+def test_a_perceptron_on_digits() -> None:
+    """Pixels that are always empty and most neurons die; accuracy stays; the compiler finds the same zeros."""
+    digits, dense = Digits.split(0), mlp()
+    fit(dense, digits, Phase(15, 0.05), 1e-4)
+    sparse = copy.deepcopy(dense)
+    lasso = GroupLasso(sparse, {"input": 4e-4, "neuron": 4e-4})
+    fit(sparse, digits, Phase(25, 0.05), 0.0, lasso.step)
+    fit(sparse, digits, Phase(10, 0.02), 1e-4, lasso.freeze().step)
+    assert accuracy(dense, digits) > 94
+    assert accuracy(sparse, digits) > 94
+    left = chain_left(sparse, ("fc1", "fc2", "fc3"))
+    empty = (digits.train_x == 0).all(dim=0).sum()
+    assert 64 - left["fc1"].inputs[0] >= int(empty) > 3
+    assert left["fc1"].flops < 0.35
+    assert left["fc2"].flops < 0.35
+    x = digits.test_x[:16]
+    found = {layer.layer.name: layer.facts for layer in analyze(sparse.eval(), (x,)).layers}
+    assert found["fc1"].zero_columns == lasso.dead()[("fc1.weight", "input")][0]
+    assert found["fc1"].zero_rows == lasso.dead()[("fc1.weight", "neuron")][0]
+    compiled = compile_sparse(sparse, (x,), target="reference", min_speedup=0.0)
+    with torch.no_grad():
+        assert torch.allclose(compiled(digits.test_x), sparse(digits.test_x), atol=1e-4)
+
+
+def test_what_is_left_of_a_chain() -> None:
+    """The FLOPs of the paper's table 1: 5 of 20 filters, 19 of 50 on 4 channels are 25 % and 7.6 %."""
+    net = lenet()
+    conv1, conv2 = net.get_parameter("conv1.weight"), net.get_parameter("conv2.weight")
+    with torch.no_grad():
+        conv2[19:] = 0
+        conv2[:, 4:] = 0
+        conv1[5:] = 0
+    left = chain_left(net, ("conv1", "conv2", "fc1", "fc2"))
+    assert left["conv2"] == Left((19, 50), (4, 20), (100, 500))
+    assert left["conv2"].flops == 0.076
+    assert left["conv1"].rows == (4, 20)  # nothing reads the fifth
+    assert left["fc1"].inputs == (19, 50)
+    assert left["fc1"].columns == (19 * 16, 800)
+    assert left["fc2"] == Left((10, 10), (500, 500), (500, 500))
+
+
+def test_the_networks_have_the_papers_sizes() -> None:
+    net = lenet()
+    assert tuple(net.get_parameter("conv2.weight").shape) == (50, 20, 5, 5)
+    assert len([name for name, p in ResNet().named_parameters() if p.dim() > 1]) == 20
+    assert EXPERIMENTS.keys() == MUSTS.keys()
+    assert callable(summary)
