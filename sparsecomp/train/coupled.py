@@ -42,12 +42,14 @@ class Part:
     def sums(self, count: int, of_elements: Callable[[Tensor], Tensor]) -> Tensor:
         """Per unit, the sum of a function of its elements."""
         values = of_elements(self.slab).movedim(self.dimension, 0).reshape(len(self.units), -1).sum(dim=1)
-        mine = self.units >= 0
-        return values.new_zeros(count).index_add_(0, self.units[mine], values[mine])
+        units = self.units.to(values.device)
+        mine = units >= 0
+        return values.new_zeros(count).index_add_(0, units[mine], values[mine])
 
     def scale(self, factors: Tensor) -> None:
         """Multiply each unit's elements by its factor."""
-        wide = torch.where(self.units >= 0, factors[self.units.clamp(min=0)], 1.0)
+        units = self.units.to(factors.device)
+        wide = torch.where(units >= 0, factors[units.clamp(min=0)], 1.0)
         shape = [1] * self.slab.dim()
         shape[self.dimension] = -1
         self.slab.mul_(wide.reshape(shape).to(self.slab.dtype))

@@ -49,9 +49,7 @@ def find_parameter(model: nn.Module, name: str) -> Held:
     """
     known = dict(model.named_parameters(remove_duplicate=False))
     if name not in known:
-        if f"{name}_orig" in known or ".parametrizations." in "".join(
-            k for k in known if k.startswith(_layer(name))
-        ):
+        if _is_computed(name, known):
             raise InputError(
                 f"{name!r} is computed at every call (torch.nn.utils.prune, a parametrization): make it a parameter "
                 f"first, with prune.remove or remove_parametrizations, or leave it out, skip=({_layer(name)!r},)."
@@ -93,6 +91,13 @@ def _extent(tensor: Tensor) -> tuple[int, int, int] | None:
     reach = sum((count - 1) * stride for count, stride in zip(tensor.shape, tensor.stride(), strict=True))
     size, start = tensor.element_size(), int(tensor.storage_offset())
     return tensor.untyped_storage().data_ptr(), start * size, (start + int(reach) + 1) * size
+
+
+def _is_computed(name: str, known: Iterable[str]) -> bool:
+    """Whether other parameters stand in for it: pruning's `_orig`, weight norm's `_v`, a parametrization's own."""
+    layer, _, leaf = name.rpartition(".")
+    inside = f"{layer}.parametrizations.{leaf}.".lstrip(".")
+    return any(other in (f"{name}_orig", f"{name}_v") or other.startswith(inside) for other in known)
 
 
 def _layer(name: str) -> str:

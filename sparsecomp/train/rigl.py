@@ -86,16 +86,13 @@ class RigL(Sparsifier):
         assert gradient is not None
         kept = self.groups[weight.name]
         size = self.pattern.scores(weight, weight.parameter).masked_fill(~kept, -1.0)
-        survivors = self._survivors(size, round(self.schedule.share(self.steps) * int(kept.sum())))
+        count = int(kept.sum())
+        staying = torch.tensor([[count - round(self.schedule.share(self.steps) * count)]], device=size.device)
+        survivors = largest(size.reshape(1, -1), staying).reshape(size.shape)
         pull = self.pattern.scores(weight, gradient).masked_fill(survivors, -1.0)
         vacated = self.pattern.lines(kept & ~survivors, False).sum(dim=1, keepdim=True)
         grown = largest(self.pattern.lines(pull, -1.0), vacated)
         return survivors | self.pattern.unlined(grown, (kept.shape[0], kept.shape[1]))
-
-    def _survivors(self, size: Tensor, dropped: int) -> Tensor:
-        """All kept groups but the smallest; size: -1 where a group is not kept."""
-        kept = int((size >= 0).sum()) - dropped
-        return largest(size.reshape(1, -1), torch.tensor([[kept]], device=size.device)).reshape(size.shape)
 
     def _random(self, weight: Weight, generator: torch.Generator | None) -> Tensor:
         down, across = self.pattern.tiling(weight).counts(weight.shape)

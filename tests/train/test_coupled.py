@@ -63,7 +63,7 @@ def neuron_slices(net: Residual, unit: int) -> dict[str, Tensor]:
 
 
 def norm(slices: dict[str, Tensor]) -> float:
-    return sum(float(part.double().square().sum()) for part in slices.values()) ** 0.5
+    return float(torch.cat([part.flatten() for part in slices.values()]).double().norm())
 
 
 def test_a_unit_is_all_that_it_crosses() -> None:

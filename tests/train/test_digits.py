@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 
 from benchmarks.digits import Digits, accuracy
+from benchmarks.ssl import load, save
 from benchmarks.ssl_left import Left, chain_left
 from benchmarks.ssl_nets import ResNet, lenet, mlp
-from benchmarks.ssl_table import MUSTS, summary
+from benchmarks.ssl_paper import PAPER
+from benchmarks.ssl_row import CONTESTANTS, Row
+from benchmarks.ssl_table import MUSTS
 from benchmarks.ssl_training import EXPERIMENTS, Phase, fit
+from benchmarks.timing import Times
 from sparsecomp import analyze, compile_sparse
 from sparsecomp.train import GroupLasso
 
@@ -60,5 +65,28 @@ def test_the_networks_have_the_papers_sizes() -> None:
     net = lenet()
     assert tuple(net.get_parameter("conv2.weight").shape) == (50, 20, 5, 5)
     assert len([name for name, p in ResNet().named_parameters() if p.dim() > 1]) == 20
-    assert EXPERIMENTS.keys() == MUSTS.keys()
-    assert callable(summary)
+    assert EXPERIMENTS.keys() == MUSTS.keys() == PAPER.keys()
+
+
+def row(seed: int, sparse: float, filters: int) -> Row:
+    left = {
+        "conv1": Left((filters, 20), (1, 1), (25, 25)),
+        "conv2": Left((10, 50), (filters, 20), (25 * filters, 500)),
+    }
+    times = {name: Times(0.004 / number, 0.001, 0.0, 9) for number, name in enumerate(CONTESTANTS, 1)}
+    return Row("lenet", seed, 98.0, sparse, left, None, 0.1, times, 30.0, "today", "a machine")
+
+
+def test_rows_survive_the_file_and_say_what_was_reached(tmp_path: Path) -> None:
+    rows = {("lenet", seed): row(seed, 98.0 - seed, 4) for seed in (0, 1)}
+    save(rows, tmp_path / "ssl.json")
+    assert load(tmp_path / "ssl.json") == rows
+    text = (tmp_path / "ssl.md").read_text()
+    assert "| SSL | 0.8 % | 5-19 | 1-4 | 25-7.6 % | 1.64-5.23 |" in text
+    assert (
+        "| seed 1 | 2.00 % | 3.00 % | 4-10 | 1-4 | 25-100 | 20.0-4.0 % | 10.0% | 10.0x | 1.50x | 3.00x | 30 s |"
+        in text
+    )
+    assert "filters of conv1 gone: 80.0 % ± 0.0, at least 75.0: reached" in text
+    assert "accuracy, sparse less dense: -0.5 points ± 0.7, at least -0.3: NOT REACHED" in text
+    assert "Measured on a machine." in text

@@ -154,6 +154,7 @@ def test_weights_that_are_computed_are_refused() -> None:
     parametrizations.weight_norm(other.fc1)
     says(message(lambda: Masks(other)), "'fc1.weight'", "remove_parametrizations")
     assert "fc1.weight" not in Masks(other, skip=("fc1",)).kept
+    says(message(lambda: Masks(parametrizations.weight_norm(nn.Linear(3, 3)))), "'weight' is computed")
 
 
 def test_a_weight_without_a_shape() -> None:

@@ -61,6 +61,18 @@ def test_one_exchange_by_hand() -> None:
     assert net.weight.tolist() == [[4, 1, 3, 0, 0, 0, 0, 0]]
 
 
+def test_weights_that_are_not_finite_do_not_change_the_count() -> None:
+    net = nn.Linear(8, 4)
+    opt = torch.optim.SGD(net.parameters(), 0.0)
+    rigl = RigL(net, 0.5, CosineSchedule(end=100, every=1), distribution="uniform")
+    with torch.no_grad():
+        net.weight[0] = torch.nan
+    net.weight.grad = torch.randn(4, 8)
+    for _ in range(5):
+        rigl.step(opt)
+        assert int(rigl.groups["weight"].sum()) == 16
+
+
 def test_erk_is_the_default() -> None:
     rigl = RigL(SmallNet(), 0.7, SCHEDULE)
     shares = {name: 1 - float(kept.float().mean()) for name, kept in rigl.groups.items()}
