@@ -69,8 +69,20 @@ def _cube(layer: nn.Module, before: nn.Module | None) -> Tensor:
     return weight.detach().reshape(weight.shape[0], before.weight.shape[0], -1) != 0
 
 
+def blocks_left(model: ResNet) -> dict[str, Left]:
+    """Of the convolutions of every branch: the channels between its two, which some filter makes and some reads."""
+    left = {}
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        made, read = block.conv1.weight.detach(), block.conv2.weight.detach()
+        alive = int((made.flatten(1).any(dim=1) & read.any(dim=3).any(dim=2).any(dim=0)).sum())
+        width, inputs = made.shape[:2]
+        left[f"blocks.{number}.conv1"] = Left((alive, width), (inputs, inputs), (9 * inputs, 9 * inputs))
+        left[f"blocks.{number}.conv2"] = Left((width, width), (alive, width), (9 * alive, 9 * width))
+    return left
+
+
 def living_layers(model: ResNet) -> tuple[int, int]:
-    """Layers of a residual net that compute something, of all: a branch goes where one of its two is zero."""
-    blocks = [block for block in model.blocks if isinstance(block, Block)]
-    alive = sum(bool(block.conv1.weight.any()) and bool(block.conv2.weight.any()) for block in blocks)
-    return 2 + 2 * alive, 2 + 2 * len(blocks)
+    """Layers that compute something, of all; the stem and the head do."""
+    left = blocks_left(model).values()
+    return 2 + sum(layer.flops > 0 for layer in left), 2 + len(left)

@@ -32,4 +32,8 @@ PAPER: dict[str, tuple[tuple[str, ...], ...]] = {
         ("SSL from ResNet-20", "8.54 %", "14"),
         ("SSL from ResNet-20", "7.40 %", "18"),
     ),
+    "resnet-coupled": (
+        ("ResNet/CIFAR-10", "error", "layers"),
+        ("ResNet-20; the paper has no such groups", "8.82 %", "20"),
+    ),
 }

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.machine import Machine
 from benchmarks.row import now
 from benchmarks.ssl_left import Left
-from benchmarks.ssl_nets import Block, ResNet
 from benchmarks.ssl_training import EXPERIMENTS, Trained, run
 from benchmarks.timing import Times, alternate
 from sparsecomp import analyze, compile_sparse
@@ -84,19 +82,10 @@ def flops_left(trained: Trained, x: torch.Tensor) -> float:
     """The share of the multiply-adds of all layers that remains: by hand, without the compiler."""
     layers = analyze(trained.dense, (x,)).layers
     dense = {layer.layer.name: layer.layer.dense_flops for layer in layers}
-    shares = {name: left.flops for name, left in trained.left.items()} or _of_blocks(trained.sparse)
-    return sum(flops * shares.get(name, 1.0) for name, flops in dense.items()) / sum(dense.values())
-
-
-def _of_blocks(model: nn.Module) -> dict[str, float]:
-    """0 for both convolutions of a branch without one of them."""
-    assert isinstance(model, ResNet)
-    shares: dict[str, float] = {}
-    for number, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
-        alive = bool(block.conv1.weight.any()) and bool(block.conv2.weight.any())
-        shares |= {f"blocks.{number}.conv{which}": float(alive) for which in (1, 2)}
-    return shares
+    left = sum(
+        flops * trained.left[name].flops if name in trained.left else flops for name, flops in dense.items()
+    )
+    return left / sum(dense.values())
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from benchmarks.digits import Digits, accuracy
-from benchmarks.ssl_left import Left, chain_left, living_layers
+from benchmarks.ssl_left import Left, blocks_left, chain_left, living_layers
 from benchmarks.ssl_nets import ResNet, lenet, mlp
 from sparsecomp.train import GroupLasso
 
@@ -44,7 +44,7 @@ class Experiment:
     """Height and width of the images."""
     strengths: Mapping[str, float]
     chain: tuple[str, ...] = ()
-    """Layers whose remains are counted, from input to output."""
+    """Layers whose remains are counted, from input to output; of a residual network all are."""
     layers: tuple[str, ...] | None = None
     skip: tuple[str, ...] = ()
     base: Phase = Phase(20, 0.05)
@@ -79,6 +79,9 @@ EXPERIMENTS = {
         ssl=Phase(40, 0.01),
         tune=Phase(40, 0.05),
     ),
+    "resnet-coupled": Experiment(
+        ResNet, 8, {"coupled": 1e-3}, skip=("head",), ssl=Phase(30, 0.02), tune=Phase(20, 0.05)
+    ),
 }
 
 
@@ -106,7 +109,13 @@ def run(experiment: Experiment, seed: int, quick: bool = False) -> Trained:
     base, ssl, tune = (Phase(1, phase.rate) if quick else phase for phase in phases)
     fit(dense, digits, base, DECAY)
     sparse = copy.deepcopy(dense)
-    lasso = GroupLasso(sparse, experiment.strengths, layers=experiment.layers, skip=experiment.skip)
+    lasso = GroupLasso(
+        sparse,
+        experiment.strengths,
+        layers=experiment.layers,
+        skip=experiment.skip,
+        example_inputs=(experiment.example(2),),
+    )
     fit(sparse, digits, ssl, 0.0, lasso.step)
     ssl_accuracy = accuracy(sparse, digits)
     fit(sparse, digits, tune, DECAY, lasso.freeze().step)
@@ -116,7 +125,7 @@ def run(experiment: Experiment, seed: int, quick: bool = False) -> Trained:
         accuracy(dense, digits),
         ssl_accuracy,
         accuracy(sparse, digits),
-        chain_left(sparse, experiment.chain) if experiment.chain else {},
+        blocks_left(sparse) if isinstance(sparse, ResNet) else chain_left(sparse, experiment.chain),
         living_layers(sparse) if isinstance(sparse, ResNet) else None,
         time.perf_counter() - start,
     )

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.digits import Digits, accuracy
 from benchmarks.ssl import load, save
-from benchmarks.ssl_left import Left, chain_left
+from benchmarks.ssl_left import Left, blocks_left, chain_left, living_layers
 from benchmarks.ssl_nets import ResNet, lenet, mlp
 from benchmarks.ssl_paper import PAPER
 from benchmarks.ssl_row import CONTESTANTS, Row
@@ -59,6 +59,20 @@ def test_what_is_left_of_a_chain() -> None:
     assert left["fc1"].inputs == (19, 50)
     assert left["fc1"].columns == (19 * 16, 800)
     assert left["fc2"] == Left((10, 10), (500, 500), (500, 500))
+
+
+def test_what_is_left_of_a_residual_network() -> None:
+    net = ResNet()
+    assert living_layers(net) == (20, 20)
+    with torch.no_grad():
+        net.get_parameter("blocks.3.conv1.weight")[:4] = 0
+        net.get_parameter("blocks.3.conv2.weight")[:, 2:6] = 0
+        net.get_parameter("blocks.8.conv2.weight").zero_()
+    left = blocks_left(net)
+    assert left["blocks.3.conv1"] == Left((10, 16), (8, 8), (72, 72))
+    assert left["blocks.3.conv2"] == Left((16, 16), (10, 16), (90, 144))
+    assert left["blocks.8.conv1"].flops == left["blocks.8.conv2"].flops == 0
+    assert living_layers(net) == (18, 20)
 
 
 def test_the_networks_have_the_papers_sizes() -> None:
