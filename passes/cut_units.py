@@ -16,6 +16,7 @@ from sparsecomp.channels.labels import Labels, arguments, extents
 from sparsecomp.channels.moves import RESHAPES, SPLITS, split_axis
 from sparsecomp.channels.removal import Removal
 from sparsecomp.channels.rules import ELEMENTWISE
+from sparsecomp.cut_weight import Cut
 from sparsecomp.program import attribute
 from sparsecomp.slimming import slim_name
 
@@ -24,23 +25,27 @@ aten = torch.ops.aten
 Kept = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def cut_units(graph: fx.GraphModule, channels: Channels, removal: Removal) -> None:
+def cut_units(graph: fx.GraphModule, channels: Channels, removal: Removal) -> dict[str, Cut]:
     """Edit `graph`, whose nodes `channels` knows by name.
 
         conv2d(x, w, b); batch_norm; relu   ->   the same with filters, constants and readers' columns cut
         reshape(x, [s0, 128])               ->   reshape(x, [s0, 96])
 
-    What was a constant is added to the bias of whoever read it.
+    What was a constant is added to the bias of whoever read it. Returns how each weight was cut, by the name of
+    what is left.
     """
-    _Cut(graph, channels, removal).run()
+    editor = _Editor(graph, channels, removal)
+    editor.run()
+    return editor.cuts
 
 
-class _Cut:
+class _Editor:
     def __init__(self, graph: fx.GraphModule, channels: Channels, removal: Removal) -> None:
         self.graph, self.gone = graph, np.zeros(channels.units, dtype=bool)
         self.gone[list(removal.gone)] = True
         self.labels: dict[str, Labels] = {node.name: labels for node, labels in channels.labels.items()}
         self.readings = {reading.node.name: reading for reading in channels.readings}
+        self.cuts: dict[str, Cut] = {}
         self.shifts: dict[str, Floats] = {node.name: shift for node, shift in removal.shifts.items()}
 
     def run(self) -> None:
@@ -103,6 +108,7 @@ class _Cut:
         if after is before:
             return
         made = self.new_parameter(source, after.contiguous())
+        self.cuts[str(made.target)] = Cut(str(source.target), cut)
         if read is source:
             user.update_arg(position, made)
         else:
@@ -149,9 +155,9 @@ class _Cut:
 
     def _add_bias(self, node: fx.Node, position: int, bias: fx.Node) -> None:
         if node.target not in (aten.mm.default, aten.matmul.default):
-            arguments_ = list(node.args) + [None] * (position + 1 - len(node.args))
-            arguments_[position] = bias
-            node.args = tuple(arguments_)
+            padded = list(node.args) + [None] * (position + 1 - len(node.args))
+            padded[position] = bias
+            node.args = tuple(padded)
             return
         with self.graph.graph.inserting_after(node):
             total = self.graph.graph.call_function(aten.add.Tensor, (node, bias))
@@ -172,7 +178,7 @@ def _shifted(value: Tensor, shift: Floats | None, rows: Kept | None) -> Tensor:
     return (value.double() + torch.from_numpy(added)).to(value.dtype)
 
 
-def _elementwise(cut: _Cut, node: fx.Node) -> None:
+def _elementwise(cut: _Editor, node: fx.Node) -> None:
     """Constants shrink along the axes of the result that do."""
     for position, operand in enumerate(node.args):
         value = constant(cut.graph, operand)
@@ -191,13 +197,13 @@ def _elementwise(cut: _Cut, node: fx.Node) -> None:
             node.update_arg(position, cut.new_parameter(source, shrunk.contiguous()))
 
 
-def _batch_norm(cut: _Cut, node: fx.Node) -> None:
+def _batch_norm(cut: _Editor, node: fx.Node) -> None:
     kept = cut.kept(arguments(node)[0], 1)
     for position in range(1, 5):
         cut.replace_parameter(node, position, lambda value: _select(value, 0, kept))
 
 
-def _product(cut: _Cut, node: fx.Node) -> None:
+def _product(cut: _Editor, node: fx.Node) -> None:
     """linear, addmm, mm, matmul, and convolutions whose groups are 1."""
     reading = cut.readings.get(node.name)
     weight_at, bias_at = (2, 0) if node.target is aten.addmm.default else (1, 2)
@@ -219,7 +225,7 @@ def _product(cut: _Cut, node: fx.Node) -> None:
     )
 
 
-def _convolution(cut: _Cut, node: fx.Node) -> None:
+def _convolution(cut: _Editor, node: fx.Node) -> None:
     groups = arguments(node)[6] if len(node.args) > 6 else 1
     if groups == 1:
         _product(cut, node)
@@ -252,12 +258,12 @@ def _of_groups(weight: Tensor, gone: np.ndarray[Any, Any], lost: np.ndarray[Any,
     return torch.cat(parts)
 
 
-def _embedding(cut: _Cut, node: fx.Node) -> None:
+def _embedding(cut: _Editor, node: fx.Node) -> None:
     kept = cut.kept(node, len(extents(node)) - 1) if node.name in cut.labels else None
     cut.replace_parameter(node, 0, lambda weight: _select(weight, 1, kept))
 
 
-def _literal_sizes(cut: _Cut, node: fx.Node) -> None:
+def _literal_sizes(cut: _Editor, node: fx.Node) -> None:
     """Sizes that are written into a reshape or an expand."""
     sizes: Sequence[Any] = arguments(node)[1]
     if node.target is aten.flatten.using_ints or node.name not in cut.labels:
@@ -269,23 +275,23 @@ def _literal_sizes(cut: _Cut, node: fx.Node) -> None:
     node.update_arg(1, made)
 
 
-def _slice(cut: _Cut, node: fx.Node) -> None:
+def _slice(cut: _Editor, node: fx.Node) -> None:
     source, axis, *bounds = (*arguments(node), *(0,) * (2 - len(node.args)))[: max(2, len(node.args))]
     kept, total = cut.kept(source, axis), extents(source)[axis]
     if kept is None:
         return
-    start, end, _ = slice(*(bounds[:2] or (None,))).indices(int(total))  # type: ignore[call-overload]
+    start, end, _ = slice(*(bounds[:2] or (None,))).indices(int(total))
     node.args = (source, axis, int((kept < start).sum()), int((kept < end).sum()))
 
 
-def _select_index(cut: _Cut, node: fx.Node) -> None:
+def _select_index(cut: _Editor, node: fx.Node) -> None:
     source, axis, index = arguments(node)
     kept, total = cut.kept(source, axis), extents(source)[axis]
     if kept is not None:
-        node.update_arg(2, int((kept < index % int(total)).sum()))  # type: ignore[call-overload]
+        node.update_arg(2, int((kept < index % int(total)).sum()))
 
 
-def _split(cut: _Cut, node: fx.Node) -> None:
+def _split(cut: _Editor, node: fx.Node) -> None:
     source, axis = arguments(node)[0], split_axis(node)
     kept = cut.kept(source, axis) if source.name in cut.labels else None
     if kept is None:
@@ -296,7 +302,7 @@ def _split(cut: _Cut, node: fx.Node) -> None:
     node.args = (source, [int(count) for count in counts], axis)
 
 
-CUTS: Mapping[object, Callable[[_Cut, fx.Node], None]] = {
+CUTS: Mapping[object, Callable[[_Editor, fx.Node], None]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys((*RESHAPES, aten.expand.default), _literal_sizes),
     **dict.fromkeys(SPLITS, _split),

@@ -22,6 +22,7 @@ from sparsecomp.channels.labels import arguments, extents
 from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.removal import Removal, plan_removal
 from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.cut_weight import Cut
 from sparsecomp.example import seeded
 from sparsecomp.passes.cut_units import cut_units
 from sparsecomp.passes.drop_branches import drop_branches
@@ -53,6 +54,7 @@ class Slim:
     def __call__(self, program: Program) -> Program:
         slimmed, record = program, _Record()
         branches: list[str] = []
+        cuts: dict[str, Cut] = {}
         for _ in range(ROUNDS):
             graph = slimmed.edit()
             channels = self._pinned(find_channels(graph))
@@ -63,16 +65,17 @@ class Slim:
                 record.add(channels, removal)
                 if not removal.gone:
                     break
-                cut_units(graph, channels, removal)
+                cuts |= cut_units(graph, channels, removal)
             slimmed = slimmed.with_graph(graph)
         slimming = Slimming(
             record.groups(),
             tuple(branches),
             (_parameters(program.graph), _parameters(slimmed.graph)),
             (layer_flops(program.graph, self.inputs), layer_flops(slimmed.graph, self.inputs)),
+            cuts,
         )
         if slimmed is not program and (refused := _difference(program, slimmed, self.inputs)):
-            return replace(program, slimming=replace(slimming, refused=refused))
+            return replace(program, slimming=replace(slimming, cuts={}, refused=refused))
         return replace(slimmed, slimming=slimming)
 
     def _pinned(self, channels: Channels) -> Channels:
@@ -170,7 +173,7 @@ def layer_flops(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> int:
                 weight.numel() // weight.shape[0] if node.target in (*CONVOLUTIONS, *TRANSPOSED) else 0
             )
             if not per_place:
-                per_place = weight.numel() // int(extents(node)[-1])  # type: ignore[call-overload]
+                per_place = weight.numel() // int(extents(node)[-1])
             count = sympy.prod(sympy.sympify(size) for size in extents(taken)).subs(sizes)
             total += 2 * int(count) * per_place
     return total
@@ -198,7 +201,7 @@ def _difference(before: Program, after: Program, inputs: tuple[Tensor, ...]) -> 
         expected = seeded(lambda: before(*inputs))
         try:
             found = seeded(lambda: _Shapes(after.graph).run(*inputs))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the unslimmed program runs
-            return f"the slimmed graph does not run: {str(error).splitlines()[0]}"
+        except Exception as failure:  # noqa: BLE001 - whatever it is, the unslimmed program runs
+            return f"the slimmed graph does not run: {str(failure).splitlines()[0]}"
     error = relative_error(found, expected)
     return "" if error <= TOLERANCE else f"outputs of the slimmed graph differ by {error:.1e} of the largest"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from sparsecomp.cut_weight import Cut
 
 _MARK = re.compile(r"_slim_[0-9a-f]{8}$")
 
@@ -49,6 +51,8 @@ class Slimming:
     parameters: tuple[int, int] = (0, 0)
     """Before, after."""
     flops: tuple[int, int] = (0, 0)
+    cuts: Mapping[str, Cut] = field(default_factory=dict, repr=False)
+    """What is left of a parameter -> how it was cut."""
     refused: str = ""
     """Why the whole was not slimmed after all, if so."""
 

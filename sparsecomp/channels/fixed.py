@@ -43,11 +43,11 @@ class Fixed:
 
     @property
     def zero(self) -> Flags:
-        return ~self.varies & (self.value == 0)
+        return np.asarray(~self.varies & (self.value == 0))
 
     @property
     def everywhere(self) -> bool:
-        return not self.varies.any()
+        return not bool(self.varies.any())
 
 
 Known = Fixed | tuple[Fixed | None, ...] | None
@@ -221,6 +221,8 @@ def _product(evaluation: Evaluation, node: fx.Node) -> Known:
     if weight is None:
         return _attention(evaluation, node)
     shift = constant(evaluation.graph, bias)
+    if bias is not None and (shift is None or shift.shape != (len(weight),)):
+        return None
     total = np.zeros(len(weight)) if shift is None else shift.double().numpy().copy()
     varies = np.zeros(len(weight), dtype=bool)
     used = (weight != 0).any(2).numpy()
@@ -291,7 +293,10 @@ def _depthwise_or_product(evaluation: Evaluation, node: fx.Node) -> Known:
     source = evaluation.of(arguments(node)[0])
     if groups == 1 or weight is None or source is None:
         return _product(evaluation, node)
-    shift = constant(evaluation.graph, bias_of(node))
+    bias = bias_of(node)
+    shift = constant(evaluation.graph, bias)
+    if bias is not None and shift is None:
+        return None
     repeat = len(weight.value) // groups
     known = Fixed(source.value.reshape(-1).repeat(repeat), source.varies.reshape(-1).repeat(repeat))
     used = (weight.value != 0).flatten(1).any(1).numpy()

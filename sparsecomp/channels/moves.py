@@ -6,17 +6,15 @@ They serve labels and what is known of each labelled element alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from sparsecomp.channels.labels import arguments, extents, reshaped
+from sparsecomp.channels.labels import Array, arguments, extents, reshaped
 
 aten = torch.ops.aten
 
-Array = np.ndarray[Any, Any]
 Moved = Array | tuple[Array, ...] | None
 """None: the result has no such array, because labelled axes merge with sizes that are free, say."""
 
