@@ -137,8 +137,8 @@ def _alignment(graph: fx.GraphModule) -> Callable[[str], tuple[int, int]]:
         if weight.dim() < 2 or not weight.numel():
             return 1, 1
         facts = measure_weight(parameter, weight)
-        height, width = facts.best_block
-        if facts.n_of_m and (height, width) == (1, 1):
+        height, width = facts.best_block if facts.structure.startswith("blocks") else (1, 1)
+        if facts.n_of_m and ":" in facts.structure:
             width = facts.n_of_m[1]
         kernel = math.prod(weight.shape[2:])
         return height, width // math.gcd(width, kernel)

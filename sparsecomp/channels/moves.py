@@ -65,6 +65,12 @@ def _split(node: fx.Node, array: Array) -> Moved:
     return tuple(np.split(array, ends, axis))
 
 
+def _unbind(node: fx.Node, array: Array) -> Moved:
+    axis = arguments(node)[1] if len(node.args) > 1 else 0
+    count = len(node.meta["val"])
+    return tuple(np.take(array, index if array.shape[axis] > 1 else 0, axis) for index in range(count))
+
+
 def split_axis(node: fx.Node) -> int:
     found = arguments(node)[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     assert isinstance(found, int)
@@ -80,6 +86,7 @@ MOVES: Mapping[object, Callable[[fx.Node, Array], Moved]] = {
     **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), _permute),
     **dict.fromkeys(SPLITS, _split),
     aten.expand.default: _expand,
+    aten.unbind.int: _unbind,
     aten.unsqueeze.default: _unsqueeze,
     aten.select.int: _select,
     aten.slice.Tensor: _slice,

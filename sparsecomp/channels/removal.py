@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,9 @@ from torch import Tensor, fx
 from sparsecomp.channels.channels import Channels
 from sparsecomp.channels.fixed import Fixed, Flags, Floats, fixed_values, pads, product, weight_of
 from sparsecomp.channels.labels import Labels
+from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.wiring import Reading, operand_name
+from sparsecomp.slimming import full_name
 
 LAST = "one unit of every layer stays"
 UNEVEN = "the groups of a convolution must stay of one size"
@@ -42,28 +44,61 @@ def plan_removal(graph: fx.GraphModule, channels: Channels, alignment: Alignment
     """
     fixed = fixed_values(graph, channels)
     reasons: dict[int, str] = {}
-    live = np.zeros(channels.units, dtype=bool)
-    crossed = np.zeros(channels.units, dtype=bool)
-    dead = np.zeros(channels.units, dtype=bool)
-    unused: dict[fx.Node, Flags] = {}
-    for reading in channels.readings:
-        crossed[reading.labels] = True
-        unused[reading.node] = ~_used(weight_of(graph, reading.node, reading), reading)
-        blocked = _blocked(reading, unused[reading.node], fixed.get(reading.source))
-        for label, reason in blocked.items():
-            live[label] = True
-            if reason:
-                reasons.setdefault(label, reason)
-    dead = crossed & ~live
+    needs = [_need(graph, reading, fixed.get(reading.source), reasons) for reading in channels.readings]
+    dead = _dead(channels, needs)
     pinned = np.isin(np.arange(channels.units), list(channels.pins))
-    for label in np.flatnonzero(_constant_units(channels, fixed) & pinned).tolist():
-        reasons.setdefault(label, channels.pins[label])
-    for label in np.flatnonzero(dead & pinned).tolist():
+    for label in np.flatnonzero((dead | _constant_units(channels, fixed)) & pinned).tolist():
         reasons.setdefault(label, channels.pins[label])
     dead &= ~pinned
-    _keep_boxes(channels, dead, reasons, alignment)
-    shifts = _shifts(graph, channels, fixed, unused, dead)
-    return Removal(frozenset(np.flatnonzero(dead).tolist()), reasons, shifts)
+    _keep_boxes(channels, needs, dead, reasons, alignment)
+    shifts = {need.reading.node: _shift(graph, need, dead) for need in needs if need.constants.any()}
+    gone = frozenset(np.flatnonzero(dead).tolist())
+    return Removal(gone, reasons, {node: shift for node, shift in shifts.items() if shift.any()})
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What one layer reads. Arrays have an element per input channel."""
+
+    reading: Reading
+    needed: Flags
+    """It cannot do without: there are weights, and its bias cannot take up what they multiply."""
+    constants: Floats
+    """What its bias would take up."""
+
+    def of_groups(self) -> Iterator[tuple[Labels, Labels, Flags]]:
+        """Inputs, results and what is needed, group by group."""
+        parts = (self.reading.labels, self.reading.results, self.needed)
+        return zip(*(np.split(part, self.reading.groups) for part in parts), strict=True)
+
+
+def _need(graph: fx.GraphModule, reading: Reading, found: Fixed | None, reasons: dict[int, str]) -> _Need:
+    known = found or Fixed.unknown(reading.labels.shape)
+    value, varies = known.value.reshape(-1), known.varies.reshape(-1)
+    used = _used(weight_of(graph, reading.node, reading), reading)
+    seen = used & ~varies & (value != 0) & bool(pads(reading.node))
+    reason = f"{operand_name(reading.node)} pads with zeros, beside which its constant would be seen"
+    reasons.update(dict.fromkeys(np.unique(reading.labels[seen]).tolist(), reason))
+    return _Need(reading, used & varies | seen, np.where(used & ~varies & ~seen, value, 0.0))
+
+
+def _dead(channels: Channels, needs: Sequence[_Need]) -> Flags:
+    """Units that are multiplied somewhere, and needed nowhere. A group of a convolution whose results are all dead
+    needs nothing, and may leave as a whole."""
+    read = np.zeros(channels.units, dtype=bool)
+    for need in needs:
+        read[need.reading.labels] = True
+    dead = np.zeros(channels.units, dtype=bool)
+    while True:
+        live = np.zeros(channels.units, dtype=bool)
+        for need in needs:
+            for inputs, results, needed in need.of_groups():
+                if need.reading.groups == 1 or not dead[results].all():
+                    live[inputs[needed]] = True
+        found = read & ~live
+        if (found == dead).all():
+            return dead
+        dead = found
 
 
 def _used(weight: Tensor | None, reading: Reading) -> Flags:
@@ -74,33 +109,24 @@ def _used(weight: Tensor | None, reading: Reading) -> Flags:
     return np.concatenate([part.any(0) for part in parts])
 
 
-def _blocked(reading: Reading, unused: Flags, found: Fixed | None) -> dict[int, str]:
-    """Units that this layer reads and that it cannot do without; with a reason where only padding is in the way."""
-    known = found or Fixed.unknown(reading.labels.shape)
-    value, varies = known.value.reshape(-1), known.varies.reshape(-1)
-    blocked: dict[int, str] = {}
-    place = bool(pads(reading.node))
-    for label in np.unique(reading.labels[~unused & varies]).tolist():
-        blocked[label] = ""
-    if place:
-        reason = f"{operand_name(reading.node)} pads with zeros, beside which its constant would be seen"
-        for label in np.unique(reading.labels[~unused & ~varies & (value != 0)]).tolist():
-            blocked.setdefault(label, reason)
-    return blocked
-
-
 def _constant_units(channels: Channels, fixed: Mapping[fx.Node, Fixed]) -> Flags:
-    """Units that are constant wherever a layer reads them."""
-    crossed = np.zeros(channels.units, dtype=bool)
+    """Units that are constant from the layers on that make them."""
+    made = np.zeros(channels.units, dtype=bool)
     varies = np.zeros(channels.units, dtype=bool)
-    for reading in channels.readings:
-        crossed[reading.labels] = True
-        found = fixed.get(reading.source)
-        varies[reading.labels[found.varies.reshape(-1)] if found else reading.labels] = True
-    return crossed & ~varies
+    for node, labels in channels.labels.items():
+        if node.target in PRODUCTS and node in fixed:
+            made[labels] = True
+            varies[labels[fixed[node].varies]] = True
+    return made & ~varies
 
 
-def _keep_boxes(channels: Channels, dead: Flags, reasons: dict[int, str], alignment: Alignment) -> None:
+def _keep_boxes(
+    channels: Channels,
+    needs: Sequence[_Need],
+    dead: Flags,
+    reasons: dict[int, str],
+    alignment: Alignment,
+) -> None:
     """Take units out of `dead` until what stays of every value is a box, and grouped convolutions are even."""
     if not dead.any():
         return
@@ -108,7 +134,7 @@ def _keep_boxes(channels: Channels, dead: Flags, reasons: dict[int, str], alignm
     changed = True
     while changed and dead.any():
         changed = False
-        for rule in (_torn(tall, dead), _uneven(channels, dead), _no_box(channels, dead)):
+        for rule in (_torn(tall, dead), _uneven(needs, dead), _no_box(channels, dead)):
             for labels, reason in rule:
                 back = np.unique(labels[dead[labels]])
                 if len(back):
@@ -135,20 +161,26 @@ def _no_box(channels: Channels, dead: Flags) -> Spared:
         yield labels[gone & ~whole], NO_BOX.format(operand_name(node))
 
 
-def _uneven(channels: Channels, dead: Flags) -> Spared:
-    """Groups of a convolution go whole, with inputs and outputs, or keep as many of each as the others."""
-    for reading in channels.readings:
-        if reading.groups == 1:
+def _uneven(needs: Sequence[_Need], dead: Flags) -> Spared:
+    """Groups of a convolution go whole, with inputs and results, or keep as many of each as the others."""
+    for need in needs:
+        if need.reading.groups == 1:
             continue
-        sides = [side.reshape(reading.groups, -1) for side in (reading.labels, reading.results)]
-        gone = [dead[side] for side in sides]
-        away = gone[0].all(1) & gone[1].all(1)
-        for side, lost in zip(sides, gone, strict=True):
-            fewest = int((~lost[~away]).sum(1).max(initial=1))
-            for group in np.flatnonzero(~away).tolist():
-                missing = max(fewest, 1) - int((~lost[group]).sum())
-                if missing > 0:
-                    yield side[group][lost[group]][:missing], UNEVEN
+        groups = list(need.of_groups())
+        away = [bool(dead[inputs].all() and dead[results].all()) for inputs, results, _ in groups]
+        for inputs, results, needed in groups:
+            if not dead[results].all():  # then what it needs was taken for dead too early
+                yield inputs[needed], UNEVEN
+        for side in (0, 1):
+            fewest = max(
+                (int((~dead[g[side]]).sum()) for g, gone in zip(groups, away, strict=True) if not gone),
+                default=0,
+            )
+            for group, gone in zip(groups, away, strict=True):
+                lost = group[side][dead[group[side]]]
+                missing = max(fewest, 1) - (len(group[side]) - len(lost))
+                if not gone and missing > 0:
+                    yield lost[:missing], UNEVEN
 
 
 def _multiples(channels: Channels, dead: Flags, alignment: Alignment) -> list[tuple[Labels, int, str]]:
@@ -168,26 +200,14 @@ def _torn(tall: list[tuple[Labels, int, str]], dead: Flags) -> Spared:
         for start in range(0, len(labels), size):
             block = labels[start : start + size]
             if dead[block].any() and not dead[block].all():
-                yield block, ALIGNED.format(parameter)
+                yield block, ALIGNED.format(full_name(parameter))
 
 
-def _shifts(
-    graph: fx.GraphModule,
-    channels: Channels,
-    fixed: Mapping[fx.Node, Fixed],
-    unused: Mapping[fx.Node, Flags],
-    dead: Flags,
-) -> dict[fx.Node, Floats]:
-    shifts: dict[fx.Node, Floats] = {}
-    for reading in channels.readings:
-        found = fixed.get(reading.source)
-        if found is None:
-            continue
-        counts = dead[reading.labels] & ~unused[reading.node] & ~found.varies.reshape(-1)
-        value = np.where(counts, found.value.reshape(-1), 0.0)
-        weight = weight_of(graph, reading.node, reading)
-        if not value.any() or weight is None:
-            continue
-        rows, columns = weight.chunk(reading.groups), np.split(value, reading.groups)
-        shifts[reading.node] = np.concatenate([product(r, c) for r, c in zip(rows, columns, strict=True)])
-    return shifts
+def _shift(graph: fx.GraphModule, need: _Need, dead: Flags) -> Floats:
+    """What the bias takes up for the units that go: weights of each group times their constants."""
+    reading = need.reading
+    weight = weight_of(graph, reading.node, reading)
+    assert weight is not None
+    columns = np.split(np.where(dead[reading.labels], need.constants, 0.0), reading.groups)
+    rows = weight.chunk(reading.groups)
+    return np.concatenate([product(r, c) for r, c in zip(rows, columns, strict=True)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +39,10 @@ def slimmed(model: nn.Module, *inputs: Tensor, skip: tuple[str, ...] = ()) -> tu
 
 
 def gone(slimming: Slimming) -> dict[str, int]:
-    return {group.name: group.gone for group in slimming.groups if group.gone}
+    found: Counter[str] = Counter()
+    for group in slimming.groups:
+        found[group.name] += group.gone
+    return {name: count for name, count in found.items() if count}
 
 
 def kept(slimming: Slimming) -> dict[str, int]:
