@@ -30,6 +30,8 @@ class Unit:
     """The smallest thing that is removed whole."""
 
     slices: tuple[Slice, ...]
+    number: int = -1
+    """In the `Channels` of the graph."""
 
     def of_role(self, *roles: Role) -> tuple[Slice, ...]:
         return tuple(part for part in self.slices if part.role in roles)
@@ -82,7 +84,7 @@ def _units(channels: Channels) -> dict[int, Unit]:
         for number, indices in _indices(place):
             part = Slice(place.parameter, place.dimension, indices, place.role, place.rows)
             slices.setdefault(number, []).append(part)
-    return {number: Unit(tuple(parts)) for number, parts in sorted(slices.items())}
+    return {number: Unit(tuple(parts), number) for number, parts in sorted(slices.items())}
 
 
 def _indices(place: Place) -> Sequence[tuple[int, tuple[int, ...]]]:

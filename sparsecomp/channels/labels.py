@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
+Array = np.ndarray[Any, Any]
 
 
 def arguments(node: fx.Node) -> Any:
@@ -44,7 +45,7 @@ def placed(labels: Labels, axis: int, rank: int) -> Labels:
     return labels.reshape(shape)
 
 
-def expanded(labels: Labels, sizes: Sequence[object], axes: Sequence[int]) -> Labels | None:
+def expanded(labels: Array, sizes: Sequence[object], axes: Sequence[int]) -> Array | None:
     """The labels with these axes written out; None where such an axis has no fixed size."""
     shape = list(labels.shape)
     for axis in axes:
@@ -55,7 +56,7 @@ def expanded(labels: Labels, sizes: Sequence[object], axes: Sequence[int]) -> La
     return np.broadcast_to(labels, shape)
 
 
-def reshaped(labels: Labels, old: Sequence[Any], new: Sequence[Any]) -> Labels | None:
+def reshaped(labels: Array, old: Sequence[Any], new: Sequence[Any]) -> Array | None:
     """Labels after a reshape from extents `old` to `new`; None where a labelled axis merges with a free size."""
     runs = _matching_runs(old, new)
     if runs is None:

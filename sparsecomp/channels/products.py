@@ -34,6 +34,8 @@ def _layer(
     size = extents(node)[axis]
     assert isinstance(size, int)
     reason = wiring.shared(name) or _bias_reason(wiring, bias, size)
+    if isinstance(bias, fx.Node):
+        wiring.pin(wiring.labels.get(bias), "a bias that is computed")
     results = wiring.fresh(size)
     if incoming is not None:
         if reason:
@@ -45,7 +47,7 @@ def _layer(
     if reason:
         wiring.pin(results, reason)
     wiring.place(name, makes, results, "produces")
-    if isinstance(bias, fx.Node):
+    if isinstance(bias, fx.Node) and not reason:
         wiring.place(str(bias.target), 0, results, "produces")
     return placed(results, axis, len(extents(node)))
 
@@ -79,9 +81,9 @@ def _computed(wiring: Wiring, node: fx.Node) -> Labels | None:
 def linear(wiring: Wiring, node: fx.Node) -> Labels | None:
     weight = multiplied(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
-    if weight is None or weight.value.dim() != 2 or not isinstance(source, fx.Node):
+    if weight is None or weight.value.dim() != 2 or not isinstance(source, fx.Node) or node.kwargs:
         return _computed(wiring, node)
-    bias = arguments(node)[2] if len(arguments(node)) > 2 else node.kwargs.get("bias")
+    bias = arguments(node)[2] if len(node.args) > 2 else None
     return _layer(wiring, node, source, weight, bias, len(extents(node)) - 1, inputs=1)
 
 
@@ -106,12 +108,12 @@ def matmul(wiring: Wiring, node: fx.Node) -> Labels | None:
 def convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
     weight = multiplied(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
-    if weight is None or weight.transposed or not isinstance(source, fx.Node):
+    if weight is None or weight.transposed or not isinstance(source, fx.Node) or node.kwargs:
         return _computed(wiring, node)
     if len(extents(source)) != weight.value.dim():
         return _computed(wiring, node)
-    groups: Any = arguments(node)[6] if len(arguments(node)) > 6 else 1
-    bias = arguments(node)[2] if len(arguments(node)) > 2 else None
+    groups: Any = arguments(node)[6] if len(node.args) > 6 else 1
+    bias = arguments(node)[2] if len(node.args) > 2 else None
     if groups > 1 and weight.value.shape[1] == 1:
         return _depthwise(wiring, node, source, weight.parameter, bias)
     return _layer(wiring, node, source, weight, bias, 1, inputs=1, groups=groups)
@@ -127,7 +129,7 @@ def _depthwise(wiring: Wiring, node: fx.Node, source: fx.Node, name: str, bias: 
     reason = wiring.shared(name) or _bias_reason(wiring, bias, size)
     results = incoming.repeat(size // len(incoming))
     wiring.place(name, 0, results, "scales")
-    if isinstance(bias, fx.Node):
+    if isinstance(bias, fx.Node) and not reason:
         wiring.place(str(bias.target), 0, results, "scales")
     if reason:
         wiring.pin(incoming, reason)
@@ -138,14 +140,14 @@ def transposed_convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
     """Its weight is stored inputs x outputs x height x width."""
     weight = multiplied(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
-    groups = arguments(node)[6] if len(arguments(node)) > 6 else 1
-    if weight is None or weight.transposed or not isinstance(source, fx.Node):
+    groups = arguments(node)[6] if len(node.args) > 6 else 1
+    if weight is None or weight.transposed or not isinstance(source, fx.Node) or node.kwargs:
         return _computed(wiring, node)
     if groups != 1 or len(extents(source)) != weight.value.dim():
         wiring.pin_inputs(node, "a grouped transposed convolution")
         wiring.reasons[node] = "a grouped transposed convolution"
         return None
-    bias = arguments(node)[2] if len(arguments(node)) > 2 else None
+    bias = arguments(node)[2] if len(node.args) > 2 else None
     return _layer(wiring, node, source, weight, bias, 1, inputs=0)
 
 
@@ -153,6 +155,7 @@ def embedding(wiring: Wiring, node: fx.Node) -> Labels | None:
     weight = multiplied(wiring.graph, arguments(node)[0])
     if weight is None or weight.transposed:
         return _computed(wiring, node)
+    wiring.pin(wiring.of(arguments(node)[1]), "they are looked up")
     results = wiring.fresh(weight.value.shape[1])
     reason = wiring.shared(weight.parameter)
     if reason:
@@ -163,7 +166,7 @@ def embedding(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 def attention(wiring: Wiring, node: fx.Node) -> Labels | None:
     """A head is one unit: its queries, keys, values and results."""
-    mask = arguments(node)[3] if len(arguments(node)) > 3 else node.kwargs.get("attn_mask")
+    mask = arguments(node)[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
     if isinstance(mask, fx.Node) and any(size != 1 for size in extents(mask)[1:-2]):
         wiring.pin_inputs(node, "the attention mask differs from head to head")
     return _attend(wiring, node, [a for a in arguments(node)[:3] if isinstance(a, fx.Node)])

@@ -15,7 +15,8 @@ import torch
 from torch import fx
 
 from sparsecomp.channels import constants, products
-from sparsecomp.channels.labels import Labels, along, arguments, extents, reshaped
+from sparsecomp.channels.labels import Labels, along, arguments, extents
+from sparsecomp.channels.moves import MOVES
 from sparsecomp.channels.wiring import Wiring, operand_name
 from sparsecomp.program import operator_name
 
@@ -53,7 +54,7 @@ def _meet_unlabelled(wiring: Wiring, node: fx.Node, operand: fx.Node, total: Lab
     axes = [axis for axis in range(total.ndim) if sizes[axis] != 1 and total.shape[axis] > 1]
     if not axes:
         return
-    if constants.constant(wiring.graph, operand) is None:
+    if constants.constant(wiring.graph, operand) is None or operand in node.kwargs.values():
         wiring.pin(
             total, f"{operand_name(node)} joins them with {operand_name(operand)}, which keeps its size"
         )
@@ -152,68 +153,12 @@ def softmax(wiring: Wiring, node: fx.Node) -> Result:
     return labels if labels is not None else _explained(wiring, node)
 
 
-def reshape(wiring: Wiring, node: fx.Node) -> Result:
-    source = arguments(node)[0]
-    labels = wiring.of(source)
-    if labels is None or not isinstance(source, fx.Node):
-        return _explained(wiring, node)
-    made = reshaped(labels, extents(source), extents(node))
-    return unknown(wiring, node) if made is None else made
-
-
-def expand(wiring: Wiring, node: fx.Node) -> Result:
+def move(wiring: Wiring, node: fx.Node) -> Result:
     labels = wiring.of(arguments(node)[0])
     if labels is None:
         return _explained(wiring, node)
-    return labels.reshape([1] * (len(extents(node)) - labels.ndim) + list(labels.shape))
-
-
-def permute(wiring: Wiring, node: fx.Node) -> Result:
-    labels = wiring.of(arguments(node)[0])
-    if labels is None:
-        return _explained(wiring, node)
-    if node.target is aten.permute.default:
-        return labels.transpose(arguments(node)[1])
-    axes: Any = arguments(node)[1:3] if node.target is aten.transpose.int else (0, labels.ndim - 1)
-    return labels.swapaxes(*axes)
-
-
-def unsqueeze(wiring: Wiring, node: fx.Node) -> Result:
-    labels = wiring.of(arguments(node)[0])
-    return _explained(wiring, node) if labels is None else np.expand_dims(labels, arguments(node)[1])
-
-
-def pick(wiring: Wiring, node: fx.Node) -> Result:
-    """slice and select."""
-    labels = wiring.of(arguments(node)[0])
-    if labels is None:
-        return _explained(wiring, node)
-    axis: Any = arguments(node)[1] if len(arguments(node)) > 1 else 0
-    index = [slice(None)] * labels.ndim
-    if node.target is aten.select.int:
-        chosen: Any = arguments(node)[2] if labels.shape[axis] > 1 else 0
-        return np.take(labels, chosen, axis) if isinstance(chosen, int) else unknown(wiring, node)
-    bounds: Any = arguments(node)[2:]
-    if labels.shape[axis] == 1:
-        return labels
-    if not all(bound is None or isinstance(bound, int) for bound in bounds) or bounds[2:] not in ((), (1,)):
-        return unknown(wiring, node)
-    index[axis] = slice(*bounds[:2])
-    return labels[tuple(index)]
-
-
-def split(wiring: Wiring, node: fx.Node) -> Result:
-    source = arguments(node)[0]
-    labels = wiring.of(source)
-    parts = node.meta["val"]
-    if labels is None:
-        _explained(wiring, node)
-        return None
-    axis: Any = arguments(node)[2] if len(arguments(node)) > 2 else node.kwargs.get("dim", 0)
-    if labels.shape[axis] == 1:
-        return (labels,) * len(parts)
-    ends = np.cumsum([int(part.shape[axis]) for part in parts])[:-1]
-    return tuple(np.split(labels, ends, axis))
+    moved = MOVES[node.target](node, labels)
+    return unknown(wiring, node) if moved is None else moved
 
 
 def getitem(wiring: Wiring, node: fx.Node) -> Result:
@@ -300,7 +245,6 @@ WINDOWS = (
     *(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.default),
     *(aten.upsample_bilinear2d.default, aten.upsample_nearest1d.vec),
 )
-RESHAPES = (aten.reshape.default, aten.view.default, aten.flatten.using_ints, aten._unsafe_view.default)
 NORMS = (
     *(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default),
     *(aten.group_norm.default, aten.native_group_norm.default, aten.instance_norm.default),
@@ -309,19 +253,13 @@ NORMS = (
 RULES: Mapping[object, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(WINDOWS, window),
-    **dict.fromkeys(RESHAPES, reshape),
-    **dict.fromkeys((aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims), reshape),
+    **dict.fromkeys(MOVES, move),
     **dict.fromkeys(NORMS, normalised),
-    **dict.fromkeys((aten.permute.default, aten.transpose.int, aten.t.default), permute),
-    **dict.fromkeys((aten.slice.Tensor, aten.select.int), pick),
-    **dict.fromkeys((aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default), split),
     **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default), reduce),
     **dict.fromkeys((aten.softmax.int, aten._softmax.default), softmax),
     **dict.fromkeys((aten.pad.default, aten.constant_pad_nd.default), pad),
     aten._native_batch_norm_legit_no_training.default: batch_norm,
     aten.batch_norm.default: batch_norm,
-    aten.expand.default: expand,
-    aten.unsqueeze.default: unsqueeze,
     aten.cat.default: cat,
     aten.sym_size.int: size,
     operator.getitem: getitem,
