@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from benchmarks.ceiling import NoCompilerError, fma_peak
 from sparsecomp.codegen.machine import cpu_model
 
-PACKAGES = ("sparsecomp", "torch", "transformers", "apache-tvm", "onnxruntime", "openvino")
+PACKAGES = ("sparsecomp", "torch", "transformers", "apache-tvm", "onnxruntime", "openvino", "scikit-learn")
 
 
 @dataclass(frozen=True)

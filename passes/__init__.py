@@ -1,5 +1,5 @@
 """The passes, in the order they run. Each file holds one pass: Program -> Program. (`weigh_regions` holds the
-comparison that sends layers back to `choosing`.)
+comparison that sends layers back to `choosing`; `drop_branches` and `cut_units` are what `slim` repeats.)
 
 To add a pass: a file here with a frozen dataclass that has a `name` and is callable, a line in one of the
 functions below, a test file in `tests/passes/`. To teach a pass a new operator: one function and one line in its table
@@ -30,17 +30,19 @@ from sparsecomp.passes.recognise_composites import RecogniseComposites
 from sparsecomp.passes.remove_copies import RemoveCopies
 from sparsecomp.passes.rewrite_sparse import Packed, RewriteSparse
 from sparsecomp.passes.settle_masks import SettleMasks
+from sparsecomp.passes.slim import Slim
 from sparsecomp.pipeline import Pass
 
 
 def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pass, ...]:
-    """What is found: layers and the structure of their zeros."""
+    """What is dead and goes; what is left: layers and the structure of their zeros."""
     return (
         RemoveCopies(),
         ReadParts(),
         SettleMasks(),
         RecogniseComposites(),
         FoldConstants(),
+        Slim(inputs, skip),
         FindLayers(inputs, skip),
         MeasureWeights(),
     )

@@ -15,6 +15,7 @@ from sparsecomp.layer import Layer
 from sparsecomp.passes.remove_copies import PADS
 from sparsecomp.program import Program, attribute, operator_name
 from sparsecomp.region import FEW_TOKENS
+from sparsecomp.slimming import full_name
 
 aten = torch.ops.aten
 
@@ -292,7 +293,7 @@ def _constants(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _module_path(weight: str) -> str:
-    return weight.removesuffix(".weight")
+    return full_name(weight).removesuffix(".weight")
 
 
 def _layer(

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
 from sparsecomp.cost import Cost, RegionTimes, Rivals
+from sparsecomp.cut_weight import CutWeight, cut_weight
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
@@ -20,7 +21,7 @@ from sparsecomp.passes.rewrite_sparse import Packed
 from sparsecomp.passes.weigh_regions import slower_regions
 from sparsecomp.pipeline import Pass, Step, run
 from sparsecomp.primitives import REGION, REGIONS, Runner
-from sparsecomp.program import Body, Program
+from sparsecomp.program import Body, Program, attribute
 from sparsecomp.progress import Watch
 from sparsecomp.report import LayerReport, RegionReport, layer_reports
 from sparsecomp.section import run_section
@@ -72,6 +73,8 @@ class Compiler:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.streams = codegen.stream_store()
+        self.cuts: dict[str, CutWeight] = {}
+        """Whole parameter -> what of it is packed, where slimming left only a part."""
         self.settled: dict[Layer, Choice] | None = None
         """Reading of a parameter -> choice of the first graph; later graphs keep it, so that weights are shared."""
 
@@ -105,7 +108,29 @@ class Compiler:
         runners = self._lower(rewritten, measured, watch)
         self.settled = converted(rewritten)
         self.streams.keep([stream for runner in runners.values() for stream in runner.streams])
+        self._note_cuts(program, partial(attribute, graph))
         return self._executable(rewritten, runners, times, (*found, *steps))
+
+    def _note_cuts(self, program: Program, weight: Callable[[str], Tensor]) -> None:
+        cuts = program.slimming.cuts if program.slimming else {}
+        parts = [cut_weight(part, cuts, weight) for part in self.streams.names if part in cuts]
+        self.cuts = {part.whole: part for part in parts}
+
+    def weight(self, name: str) -> Tensor:
+        """A packed parameter as the model stores it, unpacked exactly; a whole one where a part is packed."""
+        cut = self.cuts.get(name)
+        return cut.restore(self.streams.weight(cut.part)) if cut else self.streams.weight(name)
+
+    def nbytes(self, name: str) -> int:
+        """Of a packed parameter, with what is kept beside it to restore the whole."""
+        rest = sum(cut.nbytes for cut in self.cuts.values() if cut.part == name)
+        return self.streams.nbytes_of(name) + rest
+
+    @property
+    def packed(self) -> set[str]:
+        """Parameters that are held packed, in whole or in part, by their names in the model."""
+        parts = {cut.part: name for name, cut in self.cuts.items()}
+        return {parts.get(name, name) for name in self.streams.names}
 
     def _rewrite(
         self,
@@ -166,7 +191,7 @@ class Compiler:
         """The program without its canonical weights, its graph ready to be called."""
         REGIONS.update(runners)
         program.graph.meta["regions"] = runners  # the graph calls them by name: it keeps them alive
-        nbytes = {name: self.streams.nbytes_of(name) for name in self.streams.names}
+        nbytes = {name: self.nbytes(name) for name in self.streams.names}
         regions = tuple(
             RegionReport(
                 name.rpartition("/")[2],

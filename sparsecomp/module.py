@@ -68,6 +68,7 @@ class SparseModule(DropIn):
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
+        self._whole: dict[str, Tensor] = {}
         self._report, self._ready = None, False
         self._lock = threading.RLock()
         nn.Module.train(self, False)
@@ -87,7 +88,7 @@ class SparseModule(DropIn):
             trial = Trial.of(self._skeleton.module, args, kwargs)
             self._descend(trial, watch)
             dense = self._variants[0].reads if self._variants else frozenset()
-            packed = filter(self._skeleton.holds, self._compiler.streams.names)
+            packed = filter(self._skeleton.holds, self._compiler.packed)
             self._skeleton.hollow(name for name in packed if name not in dense)
             self._skeleton.own()
             self._swap()
@@ -162,7 +163,7 @@ class SparseModule(DropIn):
 
     def _computed_weights(self) -> str:
         """A note on packed weights that are no parameters, if there are."""
-        computed = [name for name in self._compiler.streams.names if not self._skeleton.holds(name)]
+        computed = [name for name in self._compiler.packed if not self._skeleton.holds(name)]
         if not computed:
             return ""
         return (
@@ -182,6 +183,7 @@ class SparseModule(DropIn):
     def _give_up(self, report: Report, note: str) -> None:
         self._compiler.settled = {}
         self._compiler.streams.keep(())
+        self._compiler.cuts = {}
         self._variants.clear()
         self._routes.clear()
         self._report = report.given_up(note)
@@ -208,7 +210,7 @@ class SparseModule(DropIn):
                 for stream, how in streams.entries()
             },
         )
-        pack_tensors(self._eager, self._skeleton.hollows, streams.weight)
+        pack_tensors(self._eager, self._skeleton.hollows, self._held_weight)
 
     def _check_swapped(self, trial: Trial) -> None:
         """Where there is no graph, see that the swapped model gives the same, and not later."""
@@ -286,11 +288,10 @@ class SparseModule(DropIn):
             return variant
 
     def _compile_variant(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Variant:
-        streams = self._compiler.streams
         refused = self._variants[0].capture.refuses(args, kwargs)
         with (
             on_trial(),
-            self._skeleton.filled(streams.weight) as model,
+            self._skeleton.filled(self._weight) as model,
             unchanged(model),
             watching(self._options.verbose) as watch,
         ):
@@ -311,10 +312,9 @@ class SparseModule(DropIn):
 
     def _recount(self) -> None:
         """The report's bytes, after weights were packed again for another image size."""
-        streams = self._compiler.streams
         if self._report is not None:
             layers = tuple(
-                replace(layer, nbytes=streams.nbytes_of(layer.layer.weight) or layer.nbytes)
+                replace(layer, nbytes=self._compiler.nbytes(layer.layer.weight) or layer.nbytes)
                 for layer in self._report.layers
             )
             self._report = replace(self._report, layers=layers)
@@ -330,7 +330,16 @@ class SparseModule(DropIn):
     # What a user may ask ---------------------------------------------------------------------------------
 
     def _weight(self, name: str) -> Tensor:
-        return self._compiler.streams.weight(name)
+        return self._compiler.weight(name)
+
+    def _held_weight(self, name: str) -> Tensor:
+        """For the eager model, which multiplies by a whole weight: where a part is packed no kernel can stand in, so
+        from the first reading on it is held as it was."""
+        if name not in self._compiler.cuts:
+            return self._weight(name)
+        if name not in self._whole:
+            self._whole[name] = self._weight(name)
+        return self._whole[name]
 
     def layer_matrices(self) -> Iterator[tuple[Layer, Tensor]]:
         """Every layer of the report with its weight as a matrix, unpacked in turn."""

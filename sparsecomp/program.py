@@ -15,6 +15,7 @@ from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows
 from sparsecomp.region import RowsKernelChoice
 from sparsecomp.section import Section, WorkOp
+from sparsecomp.slimming import Slimming
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Program:
     choices: Mapping[str, Choice] = field(default_factory=dict)
     works: Mapping[str, FoundWork] = field(default_factory=dict)
     regions: Mapping[str, Body] = field(default_factory=dict)
+    slimming: Slimming | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():

@@ -71,6 +71,7 @@ def test_functions_are_short() -> None:
     assert long == set()
 
 
-def test_importing_the_library_does_not_import_tvm() -> None:
-    code = "import sys, sparsecomp; sys.exit('tvm' in sys.modules)"
+@pytest.mark.parametrize("module", ["tvm", "sparsecomp.train"])
+def test_importing_the_library_does_not_import(module: str) -> None:
+    code = f"import sys, sparsecomp; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

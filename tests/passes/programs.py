@@ -21,10 +21,14 @@ from sparsecomp.target import Target
 
 
 def sparse(model: nn.Module, density: float = 0.1) -> nn.Module:
-    """In evaluation mode, a share of each matrix and kernel kept."""
+    """In evaluation mode, a share of each matrix and kernel kept; something of every row and every column, so that
+    no unit dies by chance."""
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            parameter.data *= torch.rand_like(parameter) < density
+            keep = torch.rand_like(parameter) < density
+            for i in range(max(parameter.shape[:2])):
+                keep[i % parameter.shape[0], i % parameter.shape[1]].reshape(-1)[:1] = True
+            parameter.data *= keep
     return model.eval()
 
 
