@@ -75,6 +75,7 @@ class Compiler:
         self.streams = codegen.stream_store()
         self.cuts: dict[str, CutWeight] = {}
         """Whole parameter -> what of it is packed, where slimming left only a part."""
+        self._whole: dict[str, Tensor] = {}
         self.settled: dict[Layer, Choice] | None = None
         """Reading of a parameter -> choice of the first graph; later graphs keep it, so that weights are shared."""
 
@@ -120,6 +121,15 @@ class Compiler:
         """A packed parameter as the model stores it, unpacked exactly; a whole one where a part is packed."""
         cut = self.cuts.get(name)
         return cut.restore(self.streams.weight(cut.part)) if cut else self.streams.weight(name)
+
+    def held_weight(self, name: str) -> Tensor:
+        """For the eager model, which multiplies by whole weights: where only a part is packed no kernel can stand
+        in, so from its first reading on it is held as it was."""
+        if name not in self.cuts:
+            return self.weight(name)
+        if name not in self._whole:
+            self._whole[name] = self.weight(name)
+        return self._whole[name]
 
     def nbytes(self, name: str) -> int:
         """Of a packed parameter, with what is kept beside it to restore the whole."""

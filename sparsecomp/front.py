@@ -95,7 +95,15 @@ def analyze(
     module = model_of(model)
     program, steps, notes = analysed(module, args, kwargs, _names(module, skip))
     layers = layer_reports(program, {})
-    return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
+    return Report(
+        "no target",
+        torch.get_num_threads(),
+        tuple(steps),
+        layers,
+        program.untouched,
+        notes=notes,
+        slimming=program.slimming,
+    )
 
 
 def analysed(

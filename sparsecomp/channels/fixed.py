@@ -132,6 +132,8 @@ def _batch_norm(evaluation: Evaluation, node: fx.Node) -> Known:
     constants = [constant(evaluation.graph, argument) for argument in arguments(node)[1:5]]
     if found is None or [c is None for c in constants] != [a is None for a in arguments(node)[1:5]]:
         return None
+    if any(c is not None and c.shape != found.value.shape[1:2] for c in constants):
+        return None  # it norms along another dimension than that of the labels
     dtype = arguments(node)[0].meta["val"].dtype
     x = torch.from_numpy(np.where(found.varies, 0.0, found.value)).to(dtype)
     run: Callable[..., Any] = node.target  # type: ignore[assignment]

@@ -68,8 +68,10 @@ class _Need:
 
     def of_groups(self) -> Iterator[tuple[Labels, Labels, Flags]]:
         """Inputs, results and what is needed, group by group."""
-        parts = (self.reading.labels, self.reading.results, self.needed)
-        return zip(*(np.split(part, self.reading.groups) for part in parts), strict=True)
+        inputs, results = (
+            np.split(side, self.reading.groups) for side in (self.reading.labels, self.reading.results)
+        )
+        return zip(inputs, results, np.split(self.needed, self.reading.groups), strict=True)
 
 
 def _need(graph: fx.GraphModule, reading: Reading, found: Fixed | None, reasons: dict[int, str]) -> _Need:
