@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
 from sparsecomp.cost import Cost, RegionTimes, Rivals
-from sparsecomp.cut_weight import CutWeight, cut_weight
+from sparsecomp.cut_weight import CutWeight, cut_weight, whole_of
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
@@ -109,13 +109,16 @@ class Compiler:
         runners = self._lower(rewritten, measured, watch)
         self.settled = converted(rewritten)
         self.streams.keep([stream for runner in runners.values() for stream in runner.streams])
-        self._note_cuts(program, partial(attribute, graph))
+        self._note_cuts(program, graph)
         return self._executable(rewritten, runners, times, (*found, *steps))
 
-    def _note_cuts(self, program: Program, weight: Callable[[str], Tensor]) -> None:
+    def _note_cuts(self, program: Program, graph: fx.GraphModule) -> None:
+        """`graph` as captured: its parameters are whole. One that was computed in it is not the model's."""
         cuts = program.slimming.cuts if program.slimming else {}
-        parts = [cut_weight(part, cuts, weight) for part in self.streams.names if part in cuts]
-        self.cuts = {part.whole: part for part in parts}
+        read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+        parts = [part for part in self.streams.names if part in cuts and whole_of(part, cuts) in read]
+        restored = (cut_weight(part, cuts, partial(attribute, graph)) for part in parts)
+        self.cuts = {cut.whole: cut for cut in restored}
 
     def weight(self, name: str) -> Tensor:
         """A packed parameter as the model stores it, unpacked exactly; a whole one where a part is packed."""

@@ -51,6 +51,13 @@ class CutWeight:
         return full.reshape(self.shape)
 
 
+def whole_of(part: str, cuts: Mapping[str, Cut]) -> str:
+    """The uncut parameter, through any number of steps."""
+    while part in cuts:
+        part = cuts[part].source
+    return part
+
+
 def cut_weight(part: str, cuts: Mapping[str, Cut], weight: Callable[[str], Tensor]) -> CutWeight:
     """How to restore the parameter that `part` was cut from, in one step or several.
 

@@ -17,6 +17,7 @@ from sparsecomp.capture import capture
 from sparsecomp.compile import Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import copied_call, run_example, unchanged
+from sparsecomp.intake import plain
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
 from sparsecomp.passes import analysis
@@ -158,7 +159,7 @@ def model_of(model: object) -> nn.Module:
         return model.module()
     _check_model(model)
     assert isinstance(model, nn.Module)
-    return model
+    return plain(model)
 
 
 def _check_model(model: object) -> None:

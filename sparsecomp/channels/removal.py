@@ -173,15 +173,13 @@ def _uneven(needs: Sequence[_Need], dead: Flags) -> Spared:
         for inputs, results, needed in groups:
             if not dead[results].all():  # then what it needs was taken for dead too early
                 yield inputs[needed], UNEVEN
-        for side in (0, 1):
-            fewest = max(
-                (int((~dead[g[side]]).sum()) for g, gone in zip(groups, away, strict=True) if not gone),
-                default=0,
-            )
-            for group, gone in zip(groups, away, strict=True):
-                lost = group[side][dead[group[side]]]
-                missing = max(fewest, 1) - (len(group[side]) - len(lost))
-                if not gone and missing > 0:
+        staying = [group for group, gone in zip(groups, away, strict=True) if not gone]
+        for sides in ([group[0] for group in staying], [group[1] for group in staying]):
+            widest = max((int((~dead[side]).sum()) for side in sides), default=0)
+            for side in sides:
+                lost = side[dead[side]]
+                missing = max(widest, 1) - (len(side) - len(lost))
+                if missing > 0:
                     yield lost[:missing], UNEVEN
 
 
