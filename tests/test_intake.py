@@ -153,8 +153,8 @@ def test_two_of_four_has_no_offsets_and_values_in_rows() -> None:
         (
             bitmask("a", torch.ones(2, 8), torch.ones(2, 8, dtype=torch.bool))
             | {"a.compressed": torch.ones(3)},
-            "the compressed weight 'a' of shape (2, 8) has 16 bits set among 16 and 3 values: the checkpoint is "
-            "damaged, or of another format.",
+            "the compressed weight 'a' of shape (2, 8) has 16 bits set among 16 and 3 values: "
+            + "the checkpoint is damaged, or of another format.",
         ),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from sparsecomp.channels.channels import Channels
-from sparsecomp.channels.fixed import Fixed, Flags, Floats, fixed_values, pads, product, weight_of
+from sparsecomp.channels.fixed import Fixed, Flags, Floats, fixed_values, nonzero, pads, product, weight_of
 from sparsecomp.channels.labels import Labels
 from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.wiring import Reading, operand_name
@@ -106,8 +106,7 @@ def _dead(channels: Channels, needs: Sequence[_Need]) -> Flags:
 def _used(weight: Tensor | None, reading: Reading) -> Flags:
     """Per input channel, whether any weight that multiplies it is not zero."""
     assert weight is not None
-    nonzero = (weight != 0).any(2).numpy()
-    parts = np.split(nonzero, reading.groups, axis=0)
+    parts = np.split(nonzero(weight), reading.groups, axis=0)
     return np.concatenate([part.any(0) for part in parts])
 
 

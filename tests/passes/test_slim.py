@@ -116,7 +116,7 @@ def test_lenet_of_table_2(
     model = lenet()
     for layer, size in ((model[0], sizes[0]), (model[2], sizes[1])):
         layer.weight.data.flatten(1)[:, size:] = 0.0
-    program, slimming = slimmed(model, torch.randn(1, 1, 28, 28))
+    _, slimming = slimmed(model, torch.randn(1, 1, 28, 28))
     assert gone(slimming).get("0.weight", 0) == 20 - filters[0]
     assert layer_ratios(analysed(model.float(), torch.randn(1, 1, 28, 28)), 2) == printed
 
