@@ -52,6 +52,13 @@ class Slim:
     """Names of layers, or prefixes of them, of which nothing is removed."""
 
     def __call__(self, program: Program) -> Program:
+        try:
+            return self._slimmed(program)
+        except Exception as error:  # noqa: BLE001 - no model is slower to run for what could not be removed
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            return replace(program, slimming=Slimming(refused=f"slimming failed: {reason}"))
+
+    def _slimmed(self, program: Program) -> Program:
         slimmed, record = program, _Record()
         branches: list[str] = []
         cuts: dict[str, Cut] = {}

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
 from sparsecomp.cost import Cost, RegionTimes, Rivals
-from sparsecomp.cut_weight import CutWeight, cut_weight
+from sparsecomp.cut_weight import CutWeight, cut_weight, whole_of
 from sparsecomp.errors import InputError
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
@@ -75,6 +75,7 @@ class Compiler:
         self.streams = codegen.stream_store()
         self.cuts: dict[str, CutWeight] = {}
         """Whole parameter -> what of it is packed, where slimming left only a part."""
+        self._whole: dict[str, Tensor] = {}
         self.settled: dict[Layer, Choice] | None = None
         """Reading of a parameter -> choice of the first graph; later graphs keep it, so that weights are shared."""
 
@@ -108,18 +109,30 @@ class Compiler:
         runners = self._lower(rewritten, measured, watch)
         self.settled = converted(rewritten)
         self.streams.keep([stream for runner in runners.values() for stream in runner.streams])
-        self._note_cuts(program, partial(attribute, graph))
+        self._note_cuts(program, graph)
         return self._executable(rewritten, runners, times, (*found, *steps))
 
-    def _note_cuts(self, program: Program, weight: Callable[[str], Tensor]) -> None:
+    def _note_cuts(self, program: Program, graph: fx.GraphModule) -> None:
+        """`graph` as captured: its parameters are whole. One that was computed in it is not the model's."""
         cuts = program.slimming.cuts if program.slimming else {}
-        parts = [cut_weight(part, cuts, weight) for part in self.streams.names if part in cuts]
-        self.cuts = {part.whole: part for part in parts}
+        read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+        parts = [part for part in self.streams.names if part in cuts and whole_of(part, cuts) in read]
+        restored = (cut_weight(part, cuts, partial(attribute, graph)) for part in parts)
+        self.cuts = {cut.whole: cut for cut in restored}
 
     def weight(self, name: str) -> Tensor:
         """A packed parameter as the model stores it, unpacked exactly; a whole one where a part is packed."""
         cut = self.cuts.get(name)
         return cut.restore(self.streams.weight(cut.part)) if cut else self.streams.weight(name)
+
+    def held_weight(self, name: str) -> Tensor:
+        """For the eager model, which multiplies by whole weights: where only a part is packed no kernel can stand
+        in, so from its first reading on it is held as it was."""
+        if name not in self.cuts:
+            return self.weight(name)
+        if name not in self._whole:
+            self._whole[name] = self.weight(name)
+        return self._whole[name]
 
     def nbytes(self, name: str) -> int:
         """Of a packed parameter, with what is kept beside it to restore the whole."""

@@ -32,21 +32,30 @@ class CutWeight:
     dtype: torch.dtype
     rows: Tensor
     columns: Tensor
-    rest_at: Tensor
-    """Flat positions, int64, of elements that are neither zero nor in the part: filters that nobody reads."""
     rest: Tensor
+    """Elements outside the part that are not zero: filters that nobody reads."""
+    rest_at: Tensor | None
+    """Their flat positions, int32 or int64; None: `rest` is all that is outside, in order."""
 
     @property
     def nbytes(self) -> int:
         held = (self.rows, self.columns, self.rest_at, self.rest)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
     def restore(self, part: Tensor) -> Tensor:
         """The whole weight, exactly; `part` as its graph stores it. (A zero may lose its sign.)"""
         full = torch.zeros(math.prod(self.shape), dtype=self.dtype)
-        full[(self.rows[:, None] & self.columns).flatten()] = part.flatten().to(self.dtype)
-        full[self.rest_at] = self.rest
+        inside = (self.rows[:, None] & self.columns).flatten()
+        full[inside] = part.flatten().to(self.dtype)
+        full[~inside if self.rest_at is None else self.rest_at.long()] = self.rest
         return full.reshape(self.shape)
+
+
+def whole_of(part: str, cuts: Mapping[str, Cut]) -> str:
+    """The uncut parameter, through any number of steps."""
+    while part in cuts:
+        part = cuts[part].source
+    return part
 
 
 def cut_weight(part: str, cuts: Mapping[str, Cut], weight: Callable[[str], Tensor]) -> CutWeight:
@@ -65,12 +74,17 @@ def cut_weight(part: str, cuts: Mapping[str, Cut], weight: Callable[[str], Tenso
         places = step.take(places)
     inside = torch.zeros(whole.numel(), dtype=torch.bool)
     inside[places.flatten()] = True
-    flat = whole.reshape(-1)
-    rest_at = torch.nonzero((flat != 0) & ~inside).flatten()
     grid = inside.reshape(whole.shape[0], -1)
     rows, columns = grid.any(1), grid.any(0)
     if not torch.equal(rows[:, None] & columns, grid):
         columns = grid
-    return CutWeight(
-        name, part, tuple(whole.shape), whole.dtype, rows, columns, rest_at, flat[rest_at].clone()
-    )
+    rest, rest_at = _rest(whole.reshape(-1), ~inside)
+    return CutWeight(name, part, tuple(whole.shape), whole.dtype, rows, columns, rest, rest_at)
+
+
+def _rest(flat: Tensor, outside: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What is outside and not zero with its positions, or all of it, whichever is smaller."""
+    found = torch.nonzero((flat != 0) & outside).flatten()
+    if 2 * len(found) > int(outside.sum()):
+        return flat[outside], None
+    return flat[found], found.to(torch.int32 if len(flat) < 2**31 else torch.int64)

@@ -17,6 +17,7 @@ from sparsecomp.capture import capture
 from sparsecomp.compile import Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import copied_call, run_example, unchanged
+from sparsecomp.intake import plain
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
 from sparsecomp.passes import analysis
@@ -95,7 +96,15 @@ def analyze(
     module = model_of(model)
     program, steps, notes = analysed(module, args, kwargs, _names(module, skip))
     layers = layer_reports(program, {})
-    return Report("no target", torch.get_num_threads(), tuple(steps), layers, program.untouched, notes=notes)
+    return Report(
+        "no target",
+        torch.get_num_threads(),
+        tuple(steps),
+        layers,
+        program.untouched,
+        notes=notes,
+        slimming=program.slimming,
+    )
 
 
 def analysed(
@@ -150,7 +159,7 @@ def model_of(model: object) -> nn.Module:
         return model.module()
     _check_model(model)
     assert isinstance(model, nn.Module)
-    return model
+    return plain(model)
 
 
 def _check_model(model: object) -> None:

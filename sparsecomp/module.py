@@ -68,7 +68,6 @@ class SparseModule(DropIn):
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
-        self._whole: dict[str, Tensor] = {}
         self._report, self._ready = None, False
         self._lock = threading.RLock()
         nn.Module.train(self, False)
@@ -198,6 +197,7 @@ class SparseModule(DropIn):
             executable.regions,
             rung,
             notes,
+            slimming=executable.program.slimming,
         )
 
     def _swap(self) -> None:
@@ -210,7 +210,7 @@ class SparseModule(DropIn):
                 for stream, how in streams.entries()
             },
         )
-        pack_tensors(self._eager, self._skeleton.hollows, self._held_weight)
+        pack_tensors(self._eager, self._skeleton.hollows, self._compiler.held_weight)
 
     def _check_swapped(self, trial: Trial) -> None:
         """Where there is no graph, see that the swapped model gives the same, and not later."""
@@ -331,15 +331,6 @@ class SparseModule(DropIn):
 
     def _weight(self, name: str) -> Tensor:
         return self._compiler.weight(name)
-
-    def _held_weight(self, name: str) -> Tensor:
-        """For the eager model, which multiplies by a whole weight: where a part is packed no kernel can stand in, so
-        from the first reading on it is held as it was."""
-        if name not in self._compiler.cuts:
-            return self._weight(name)
-        if name not in self._whole:
-            self._whole[name] = self._weight(name)
-        return self._whole[name]
 
     def layer_matrices(self) -> Iterator[tuple[Layer, Tensor]]:
         """Every layer of the report with its weight as a matrix, unpacked in turn."""

@@ -17,6 +17,7 @@ from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
 from sparsecomp.pipeline import Step
 from sparsecomp.program import Program
+from sparsecomp.slimming import Slimming
 
 MIB = 1 << 20
 
@@ -132,6 +133,7 @@ class Report:
     notes: tuple[str, ...] = ()
     eager_seconds: float | None = None
     compiled_seconds: float | None = None
+    slimming: Slimming | None = None
 
     @property
     def sparse_layers(self) -> list[LayerReport]:
@@ -193,6 +195,7 @@ class Report:
                 }
                 for region in self.regions
             ],
+            "slimming": self.slimming.as_dict() if self.slimming else None,
             "totals": self.totals,
         }
 
@@ -202,7 +205,10 @@ class Report:
         console.print(self._headline())
         for note in self.notes:
             console.print(f"note: {note}")
-        for table in (self._layer_table(), self._untouched_table(), self._region_table(), self._step_table()):
+        if self.slimming and self.slimming.summary:
+            console.print(self.slimming.summary)
+        tables = (self._slimming_table(), self._layer_table(), self._untouched_table())
+        for table in (*tables, self._region_table(), self._step_table()):
             if table.row_count:
                 console.print()
                 console.print(table)
@@ -245,6 +251,17 @@ class Report:
             table.add_row(name, reason)
         return table
 
+    def _slimming_table(self) -> Table:
+        """Coupled groups of which something left or is dead and stays."""
+        table = _table("coupled group", "units", "gone", "shrinks", "dead and stays")
+        for group in self.slimming.groups if self.slimming else ():
+            if group.gone or group.kept:
+                why = "; ".join(f"{count}: {reason}" for reason, count in group.kept.items())
+                table.add_row(
+                    group.name, str(group.units), str(group.gone), _run(group.crosses, "tensors"), why
+                )
+        return table
+
     def _region_table(self) -> Table:
         table = _table("region", "layers", "ended by", "dense ms", "now ms")
         for region in self.regions:
@@ -277,11 +294,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _run(layers: Sequence[str]) -> str:
+def _run(names: Sequence[str], what: str = "layers") -> str:
     """ "a, b, c", or the ends and the count of a long list."""
-    if len(layers) <= 4:
-        return ", ".join(layers)
-    return f"{layers[0]} ... {layers[-1]} ({len(layers)} layers)"
+    if len(names) <= 4:
+        return ", ".join(names)
+    return f"{names[0]} ... {names[-1]} ({len(names)} {what})"
 
 
 def layer_reports(program: Program, nbytes: Mapping[str, int]) -> tuple[LayerReport, ...]:

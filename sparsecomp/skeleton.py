@@ -38,7 +38,7 @@ class Skeleton:
                 raise InputError(
                     f"Parameter '{name}' has no shape yet; run the model once before compiling it."
                 )
-        self.module = _copied(model, _shared)
+        self.module = copied_tree(model, _shared)
         for module in self.module.modules():  # not eval(): a model may override it to change weights
             module.training = False
         self._listed = _listed(self.module)
@@ -92,7 +92,7 @@ class Skeleton:
                 return
             hollow = {id(tensor) for tensor in self._hollow.values()}
             sharing: dict[int, list[Tensor]] = {}
-            for tensor in _tensors(self.module):
+            for tensor in held_tensors(self.module):
                 if id(tensor) in hollow:
                     continue
                 if tensor.layout is torch.strided:
@@ -106,7 +106,7 @@ class Skeleton:
 
     def copy(self) -> nn.Module:
         """Another module tree on the same tensors, hollow ones included: `filled` fills both."""
-        return _copied(self.module, lambda tensor: tensor)
+        return copied_tree(self.module, lambda tensor: tensor)
 
     @contextmanager
     def filled(self, weights: Weights) -> Iterator[nn.Module]:
@@ -142,7 +142,7 @@ class Skeleton:
         return state
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
+def held_tensors(model: nn.Module) -> list[Tensor]:
     """Every tensor that a module of the tree holds: parameters, buffers, attributes, lists of them; once."""
     held = (leaf for module in model.modules() for leaf in pytree.tree_leaves(vars(module)))
     return list({id(leaf): leaf for leaf in held if isinstance(leaf, Tensor)}.values())
@@ -160,8 +160,8 @@ def _listed(model: nn.Module) -> set[int]:
     }
 
 
-def _copied(model: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:
-    memo: dict[int, Any] = {id(tensor): stand_in(tensor) for tensor in _tensors(model)}
+def copied_tree(model: nn.Module, stand_in: Callable[[Tensor], Tensor]) -> nn.Module:
+    memo: dict[int, Any] = {id(tensor): stand_in(tensor) for tensor in held_tensors(model)}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

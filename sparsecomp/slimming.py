@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,39 @@ class Slimming:
     @property
     def gone(self) -> int:
         return sum(group.gone for group in self.groups)
+
+    @property
+    def summary(self) -> str:
+        """One line; empty where nothing left."""
+        if self.refused:
+            return f"not slimmed: {self.refused}"
+        if self.parameters[0] == self.parameters[1]:
+            return ""
+        branches = f" and {len(self.branches)} branches" if self.branches else ""
+        shares = [(now / max(1, before)) for before, now in (self.parameters, self.flops)]
+        return (
+            f"slimmed: {self.gone} units{branches} left; parameters {_pair(self.parameters)} ({shares[0]:.1%}), "
+            f"FLOPs of layers {_pair(self.flops)} ({shares[1]:.1%})"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "groups": [
+                {
+                    "name": group.name,
+                    "crosses": list(group.crosses),
+                    "units": group.units,
+                    "gone": group.gone,
+                    "kept": dict(group.kept),
+                }
+                for group in self.groups
+            ],
+            "branches": list(self.branches),
+            "parameters": list(self.parameters),
+            "flops": list(self.flops),
+            "refused": self.refused,
+        }
+
+
+def _pair(counts: tuple[int, int]) -> str:
+    return f"{counts[0]:,} -> {counts[1]:,}"

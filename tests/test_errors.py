@@ -163,7 +163,7 @@ def test_weights_that_are_all_zero(net: Net, target: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse")
-def test_a_weight_in_a_sparse_layout_is_left_to_pytorch(net: Net) -> None:
+def test_a_weight_in_a_sparse_layout(net: Net) -> None:
     sparse = net.first.weight.detach().relu().to_sparse_csr()
     net.first.weight = nn.Parameter(sparse, requires_grad=False)
     with torch.no_grad():

@@ -117,7 +117,8 @@ def notes_of(compiled: SparseModule) -> str:
 
 def weight_bytes(compiled: SparseModule) -> int:
     """What the packed weights take."""
-    return compiled._compiler.streams.nbytes
+    compiler = compiled._compiler
+    return compiler.streams.nbytes + sum(cut.nbytes for cut in compiler.cuts.values())
 
 
 def tiny_gpt2(**settings: Any) -> Any:

@@ -132,6 +132,8 @@ def _batch_norm(evaluation: Evaluation, node: fx.Node) -> Known:
     constants = [constant(evaluation.graph, argument) for argument in arguments(node)[1:5]]
     if found is None or [c is None for c in constants] != [a is None for a in arguments(node)[1:5]]:
         return None
+    if any(c is not None and c.shape != found.value.shape[1:2] for c in constants):
+        return None  # it norms along another dimension than that of the labels
     dtype = arguments(node)[0].meta["val"].dtype
     x = torch.from_numpy(np.where(found.varies, 0.0, found.value)).to(dtype)
     run: Callable[..., Any] = node.target  # type: ignore[assignment]
@@ -225,7 +227,7 @@ def _product(evaluation: Evaluation, node: fx.Node) -> Known:
         return None
     total = np.zeros(len(weight)) if shift is None else shift.double().numpy().copy()
     varies = np.zeros(len(weight), dtype=bool)
-    used = (weight != 0).any(2).numpy()
+    used = nonzero(weight)
     source = evaluation.of(reading.source) if reading else None
     groups = reading.groups if reading else 1
     for group in range(groups):
@@ -252,6 +254,12 @@ def weight_of(graph: fx.GraphModule, node: fx.Node, reading: Reading | None) -> 
         stored = node.target in (aten.linear.default, *CONVOLUTIONS)
         weight = found.value if stored != found.transposed else found.value.transpose(0, 1)
     return weight.unsqueeze(2) if weight.dim() == 2 else weight.flatten(2)
+
+
+def nonzero(weight: Tensor) -> Flags:
+    """Outputs x inputs: whether there is any weight between them."""
+    used = weight != 0
+    return np.asarray((used.squeeze(2) if used.shape[2] == 1 else used.any(2)).numpy())
 
 
 def product(weight: Tensor, inputs: Floats) -> Floats:

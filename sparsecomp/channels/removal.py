@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from sparsecomp.channels.channels import Channels
-from sparsecomp.channels.fixed import Fixed, Flags, Floats, fixed_values, pads, product, weight_of
+from sparsecomp.channels.fixed import Fixed, Flags, Floats, fixed_values, nonzero, pads, product, weight_of
 from sparsecomp.channels.labels import Labels
 from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.wiring import Reading, operand_name
@@ -68,8 +68,10 @@ class _Need:
 
     def of_groups(self) -> Iterator[tuple[Labels, Labels, Flags]]:
         """Inputs, results and what is needed, group by group."""
-        parts = (self.reading.labels, self.reading.results, self.needed)
-        return zip(*(np.split(part, self.reading.groups) for part in parts), strict=True)
+        inputs, results = (
+            np.split(side, self.reading.groups) for side in (self.reading.labels, self.reading.results)
+        )
+        return zip(inputs, results, np.split(self.needed, self.reading.groups), strict=True)
 
 
 def _need(graph: fx.GraphModule, reading: Reading, found: Fixed | None, reasons: dict[int, str]) -> _Need:
@@ -104,8 +106,7 @@ def _dead(channels: Channels, needs: Sequence[_Need]) -> Flags:
 def _used(weight: Tensor | None, reading: Reading) -> Flags:
     """Per input channel, whether any weight that multiplies it is not zero."""
     assert weight is not None
-    nonzero = (weight != 0).any(2).numpy()
-    parts = np.split(nonzero, reading.groups, axis=0)
+    parts = np.split(nonzero(weight), reading.groups, axis=0)
     return np.concatenate([part.any(0) for part in parts])
 
 
@@ -171,15 +172,13 @@ def _uneven(needs: Sequence[_Need], dead: Flags) -> Spared:
         for inputs, results, needed in groups:
             if not dead[results].all():  # then what it needs was taken for dead too early
                 yield inputs[needed], UNEVEN
-        for side in (0, 1):
-            fewest = max(
-                (int((~dead[g[side]]).sum()) for g, gone in zip(groups, away, strict=True) if not gone),
-                default=0,
-            )
-            for group, gone in zip(groups, away, strict=True):
-                lost = group[side][dead[group[side]]]
-                missing = max(fewest, 1) - (len(group[side]) - len(lost))
-                if not gone and missing > 0:
+        staying = [group for group, gone in zip(groups, away, strict=True) if not gone]
+        for sides in ([group[0] for group in staying], [group[1] for group in staying]):
+            widest = max((int((~dead[side]).sum()) for side in sides), default=0)
+            for side in sides:
+                lost = side[dead[side]]
+                missing = max(widest, 1) - (len(side) - len(lost))
+                if missing > 0:
                     yield lost[:missing], UNEVEN
 
 

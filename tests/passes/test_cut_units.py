@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.b = nn.Conv2d(width, width, 1)
         self.up = nn.ConvTranspose2d(width, width, 2, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         y = self.act(self.norm(self.a(x)))
         match self.kind:
             case "residual":
@@ -84,7 +84,7 @@ def networks(draw: st.DrawFn) -> nn.Module:
     )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()  # type: ignore[operator,union-attr]
+            module.running_mean.normal_()  # type: ignore[union-attr]
             module.weight.data.normal_()
             module.bias.data.normal_()
     for module in model.modules():
@@ -157,7 +157,7 @@ class Plain(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         m, a = self.layer, self.layer.self_attn
         q, k, v = F.linear(m.norm1(x), a.in_proj_weight, a.in_proj_bias).chunk(3, -1)
-        q, k, v = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.reshape(*t.shape[:2], 4, 4).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + a.out_proj(y)
         return x + m.linear2(F.gelu(m.linear1(m.norm2(x))))  # type: ignore[no-any-return]

@@ -71,7 +71,7 @@ def test_a_returned_sum_is_a_tensor_of_its_own() -> None:
 
 
 def test_a_transformer_layer_whose_attention_is_zero() -> None:
-    model = Wired(
+    model: Any = Wired(
         lambda m, x: m.norm(x + m.b(m.a(x).relu())),
         a=nn.Linear(6, 9),
         b=nn.Linear(9, 6),

@@ -54,7 +54,7 @@ def zero(parameter: Any, *rows: int, dim: int = 0) -> None:
         parameter.index_fill_(dim, torch.tensor(rows, dtype=torch.long), 0.0)
 
 
-def lenet(filters: int = 20, second: int = 50) -> nn.Sequential:
+def lenet(filters: int = 20, second: int = 50) -> Any:
     return nn.Sequential(
         nn.Conv2d(1, filters, 5),
         nn.MaxPool2d(2),
@@ -116,7 +116,7 @@ def test_lenet_of_table_2(
     model = lenet()
     for layer, size in ((model[0], sizes[0]), (model[2], sizes[1])):
         layer.weight.data.flatten(1)[:, size:] = 0.0
-    program, slimming = slimmed(model, torch.randn(1, 1, 28, 28))
+    _, slimming = slimmed(model, torch.randn(1, 1, 28, 28))
     assert gone(slimming).get("0.weight", 0) == 20 - filters[0]
     assert layer_ratios(analysed(model.float(), torch.randn(1, 1, 28, 28)), 2) == printed
 
@@ -498,7 +498,7 @@ def test_skipped_layers_stay() -> None:
 
 def test_blocks_are_not_torn() -> None:
     """4x1 blocks that share their zeros: a lone unit that nobody reads would shift all blocks after it."""
-    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
+    model: Any = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 8))
     model[0].weight.data *= (torch.rand(8, 1, 32) < 0.3).expand(8, 4, 32).reshape(32, 32)
     zero(model[2].weight, 0, 8, 9, 10, 11, dim=1)
     _, slimming = slimmed(model, torch.randn(2, 32))
