@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +66,24 @@ def test_a_second_time_nothing_is_tuned(tuned: Tuned) -> None:
     second = autotune(tuned.model, (X,), trials=6)
     assert second.trials == 0
     assert second.calls == tuned.report.calls
+
+
+ANOTHER_PROCESS = """
+import torch
+from sparsecomp import autotune
+from tests.test_autotune import X, net
+torch.manual_seed(0)
+report = autotune(net(), (X,), threads=1, trials=6)
+print(report.trials, [call.tuned for call in report.calls])
+"""
+
+
+def test_a_second_process_finds_every_entry_and_tunes_nothing(tuned: Tuned) -> None:
+    command = [sys.executable, "-c", ANOTHER_PROCESS]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
+    assert done.stdout.strip() == f"0 {[call.tuned for call in tuned.report.calls]}"
 
 
 def test_compilations_use_what_was_found(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
