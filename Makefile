@@ -29,7 +29,7 @@ test: $(VENV)/.test lint  ## make the environment, check style and types, pass t
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(VENV)/.test  ## the full model matrix
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --numprocesses auto
 
 lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff check .
