@@ -110,12 +110,14 @@ class _Builder:
             return
         extent, item, base, part, parts = numbers
         own = T.bind(T.truncdiv(T.int32(tokens.length // tokens.tile), parts))
-        with T.serial(own) as number:
-            alone = (extent, item, base, T.int32(0), T.int32(1))
-            self._call(kernel, call, pointers, alone, T.bind(part * own + number))
         dealt = T.bind(own * parts)
-        with T.serial(T.int32(tokens.tiles) - dealt) as number:
-            self._call(kernel, call, pointers, numbers, T.bind(dealt + number))
+        # One call for both kinds of tiles: compilers make another copy of a kernel for a call with constants.
+        with T.serial(own + T.int32(tokens.tiles) - dealt) as number:
+            alone = number < own
+            tile = T.bind(T.if_then_else(alone, part * own + number, dealt + number - own))
+            which = T.bind(T.if_then_else(alone, T.int32(0), part))
+            of = T.bind(T.if_then_else(alone, T.int32(1), parts))
+            self._call(kernel, call, pointers, (extent, item, base, which, of), tile)
 
     def _call(
         self, kernel: Any, call: Call, pointers: Expr, numbers: tuple[Expr, ...], tile: Expr | None
