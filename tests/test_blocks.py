@@ -322,6 +322,12 @@ def test_images(function: Callable[..., Any], regions: int) -> None:
     check(Wired(function, **conv_parts()), batches((3, 15, 18)), regions=regions)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("length", [65, 130, 200])
+def test_tiles_that_threads_do_alone_and_together(length: int, threads: int) -> None:
+    check(Block(), batches((length, WIDTH), others=(1,)), "cpu", threads=threads)
+
+
 # Caches -----------------------------------------------------------------------------------------------------
 
 
