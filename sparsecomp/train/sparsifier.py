@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from sparsecomp.train.pattern import Pattern
 from sparsecomp.train.weights import Weight, find_weights
 
 
-class Sparsifier:
+class Sparsifier(ABC):
     """Changes masks at some steps and applies them after all. Subclasses say when and how.
 
     `groups` holds, by name of the parameter, which groups are kept: bool, groups down x groups across.
@@ -69,12 +70,13 @@ class Sparsifier:
             self.masks.apply(optimizer)
         return is_due
 
+    @abstractmethod
     def is_due(self, step: int) -> bool:
-        raise NotImplementedError
+        """Whether the masks change after this step; the first is 1."""
 
+    @abstractmethod
     def regrouped(self, weight: Weight) -> Tensor:
         """The groups that are kept from now on."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers, to save beside the model's and the optimiser's."""
