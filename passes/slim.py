@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from sparsecomp.channels import Channels, find_channels
 from sparsecomp.channels.constants import multiplied
 from sparsecomp.channels.fixed import CONVOLUTIONS, TRANSPOSED
-from sparsecomp.channels.groups import groups_of
+from sparsecomp.channels.groups import families
 from sparsecomp.channels.labels import arguments, extents
 from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.removal import Removal, plan_removal
@@ -109,9 +109,9 @@ class _Record:
 
     def add(self, channels: Channels, removal: Removal) -> None:
         first, self._kept = not self._names, {}
-        for group in groups_of(channels):
-            crosses = dict.fromkeys(f"{full_name(s.parameter)}[{s.dimension}]" for s in group.units[0].slices)
-            numbers = [unit.number for unit in group.units]
+        for group in families(channels):
+            numbers = group.units
+            crosses = dict.fromkeys(f"{full_name(name)}[{dimension}]" for name, dimension in group.crosses)
             key = self._known(full_name(group.name), tuple(crosses))
             if first or key not in self._names:
                 self._units[key] += len(numbers)

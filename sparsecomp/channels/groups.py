@@ -30,8 +30,6 @@ class Unit:
     """The smallest thing that is removed whole."""
 
     slices: tuple[Slice, ...]
-    number: int = -1
-    """In the `Channels` of the graph."""
 
     def of_role(self, *roles: Role) -> tuple[Slice, ...]:
         return tuple(part for part in self.slices if part.role in roles)
@@ -64,18 +62,46 @@ def coupled_groups(graph: fx.GraphModule) -> tuple[Group, ...]:
     return groups_of(find_channels(graph))
 
 
+@dataclass(frozen=True)
+class Family:
+    """A group by the numbers of its units: in a large model these take a tenth of the time that slices do."""
+
+    name: str
+    crosses: tuple[tuple[str, int], ...]
+    """Parameters and dimensions."""
+    units: tuple[int, ...]
+    pinned: str
+
+
+def families(channels: Channels) -> tuple[Family, ...]:
+    """The coupled groups, in the order they are produced."""
+    places = channels.places
+    crossing = np.zeros((channels.units, len(places)), dtype=bool)
+    for column, place in enumerate(places):
+        crossing[place.labels, column] = True
+    kinds, kind_of = np.unique(np.packbits(crossing, axis=1), axis=0, return_inverse=True)
+    crossed = [
+        [place for place, bit in zip(places, np.unpackbits(kind), strict=False) if bit] for kind in kinds
+    ]
+    crosses = [tuple(dict.fromkeys((p.parameter, p.dimension) for p in found)) for found in crossed]
+    members: dict[tuple[object, str], list[int]] = {}
+    for number, kind in enumerate(kind_of.reshape(-1).tolist()):
+        if crosses[kind]:
+            members.setdefault((crosses[kind], channels.pins.get(number, "")), []).append(number)
+    found = []
+    for (_, pinned), numbers in members.items():
+        kind = kind_of.reshape(-1)[numbers[0]]
+        makers = [place for place in crossed[kind] if place.role == "produces"] or crossed[kind]
+        found.append(Family(makers[0].parameter, crosses[kind], tuple(numbers), pinned))
+    return tuple(found)
+
+
 def groups_of(channels: Channels) -> tuple[Group, ...]:
     units = _units(channels)
-    groups: dict[tuple[object, ...], list[Unit]] = {}
-    for number, unit in units.items():
-        crossed = dict.fromkeys((part.parameter, part.dimension) for part in unit.slices)
-        groups.setdefault((*crossed, channels.pins.get(number, "")), []).append(unit)
-    return tuple(Group(_name(found[0]), tuple(found), pinned=str(key[-1])) for key, found in groups.items())
-
-
-def _name(unit: Unit) -> str:
-    made = unit.of_role("produces") or unit.slices
-    return made[0].parameter
+    return tuple(
+        Group(family.name, tuple(units[number] for number in family.units), family.pinned)
+        for family in families(channels)
+    )
 
 
 def _units(channels: Channels) -> dict[int, Unit]:
@@ -84,7 +110,7 @@ def _units(channels: Channels) -> dict[int, Unit]:
         for number, indices in _indices(place):
             part = Slice(place.parameter, place.dimension, indices, place.role, place.rows)
             slices.setdefault(number, []).append(part)
-    return {number: Unit(tuple(parts), number) for number, parts in sorted(slices.items())}
+    return {number: Unit(tuple(parts)) for number, parts in sorted(slices.items())}
 
 
 def _indices(place: Place) -> Sequence[tuple[int, tuple[int, ...]]]:
