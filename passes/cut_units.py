@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from sparsecomp.channels import Channels
-from sparsecomp.channels.constants import constant, multiplied
 from sparsecomp.channels.fixed import CONVOLUTIONS, TRANSPOSED, Floats, bias_of
 from sparsecomp.channels.labels import Labels, arguments, extents
 from sparsecomp.channels.moves import RESHAPES, SPLITS, split_axis
 from sparsecomp.channels.removal import Removal
 from sparsecomp.channels.rules import ELEMENTWISE
+from sparsecomp.channels.views import constant
+from sparsecomp.constants import constant_weight
 from sparsecomp.cut_weight import Cut
 from sparsecomp.program import attribute
 from sparsecomp.slimming import slim_name
@@ -139,7 +140,7 @@ class _Editor:
                 node, position, lambda value: _shifted(_select(value, 0, rows), shift, rows)
             )
         elif shift is not None:
-            weight = next(a for a in node.all_input_nodes if multiplied(self.graph, a) is not None)
+            weight = next(a for a in node.all_input_nodes if constant_weight(self.graph, a) is not None)
             source = weight if weight.op == "get_attr" else arguments(weight)[0]
             dtype = source.meta["val"].dtype
             value = _shifted(torch.zeros(len(shift) if rows is None else len(rows), dtype=dtype), shift, rows)
@@ -207,7 +208,7 @@ def _product(cut: _Editor, node: fx.Node) -> None:
     """linear, addmm, mm, matmul, and convolutions whose groups are 1."""
     reading = cut.readings.get(node.name)
     weight_at, bias_at = (2, 0) if node.target is aten.addmm.default else (1, 2)
-    matrix = multiplied(cut.graph, arguments(node)[weight_at])
+    matrix = constant_weight(cut.graph, arguments(node)[weight_at])
     if node.name not in cut.labels or matrix is None:
         return
     rows = cut.kept(node, 1 if node.target in (*CONVOLUTIONS, *TRANSPOSED) else len(extents(node)) - 1)

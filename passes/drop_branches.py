@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from sparsecomp.channels import Channels
-from sparsecomp.channels.constants import constant
 from sparsecomp.channels.fixed import Fixed, fixed_values
 from sparsecomp.channels.labels import arguments, extents
+from sparsecomp.channels.views import constant
 from sparsecomp.passes.remove_copies import is_returned
 from sparsecomp.slimming import slim_name
 

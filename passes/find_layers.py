@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsecomp.constants import Weight, constant_weight, readers
 from sparsecomp.layer import Layer
 from sparsecomp.passes.remove_copies import PADS
-from sparsecomp.program import Program, attribute, operator_name
+from sparsecomp.program import Program, operator_name
 from sparsecomp.region import FEW_TOKENS
 from sparsecomp.slimming import full_name
 
 aten = torch.ops.aten
 
 OWN_FOLDER = str(Path(__file__).parent.parent)
-TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 UNSUPPORTED = {
     aten.conv_transpose1d.default: "transposed convolution",
     aten.conv_transpose2d.input: "transposed convolution",
@@ -37,40 +37,6 @@ UNSUPPORTED = {
     aten.bmm.default: "batched product",
     aten.baddbmm.default: "batched product",
 }
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A constant matrix or kernel as an operator reads it."""
-
-    name: str
-    transposed: bool
-    value: Tensor
-
-
-def constant_weight(graph: fx.GraphModule, argument: object) -> Weight | None:
-    """The parameter behind an argument: read directly, or through a transposition of a matrix."""
-    if not isinstance(argument, fx.Node):
-        return None
-    if argument.op == "get_attr":
-        return Weight(str(argument.target), False, attribute(graph, str(argument.target)))
-    source = argument.args[0] if argument.args else None
-    if (
-        argument.target in TRANSPOSES
-        and isinstance(source, fx.Node)
-        and source.op == "get_attr"
-        and _swaps_two(argument)
-    ):
-        return Weight(str(source.target), True, attribute(graph, str(source.target)))
-    return None
-
-
-def _swaps_two(node: fx.Node) -> bool:
-    if node.target is aten.t.default:
-        return True
-    if node.target is aten.transpose.int:
-        return sorted(int(d) % 2 for d in node.args[1:3]) == [0, 1]  # type: ignore[arg-type]
-    return [int(d) % 2 for d in node.args[1]] == [1, 0]  # type: ignore[arg-type,union-attr]
 
 
 Found = tuple[Weight, dict[str, Any]] | str
@@ -267,7 +233,7 @@ def _needed_dense(
     others: dict[str, str] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            for user in _readers(node):
+            for user in readers(node):
                 if user.name not in found or found[user.name][0].name != node.target:
                     others.setdefault(str(node.target), operator_name(user))
     return {site: others[weight.name] for site, (weight, _) in found.items() if weight.name in others}
@@ -278,14 +244,6 @@ def _readable_in_place(found: tuple[Weight, dict[str, Any]], input_shape: tuple[
     weight, fields = found
     few = math.prod(input_shape[:-1]) <= FEW_TOKENS
     return fields["op"] == "linear" and few and not weight.transposed and weight.value.is_contiguous()
-
-
-def _readers(weight: fx.Node) -> Iterator[fx.Node]:
-    for user in weight.users:
-        if user.target in TRANSPOSES:
-            yield from _readers(user)
-        else:
-            yield user
 
 
 def _constants(node: fx.Node) -> Iterator[fx.Node]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
+from sparsecomp.constants import constant_tensor
 from sparsecomp.epilogue import split_steps
 from sparsecomp.layer import Layer
 from sparsecomp.passes.fuse_epilogues import RULES as POINTWISE
@@ -21,7 +22,7 @@ from sparsecomp.primitives import (
     attention_work,
     cached_attention_work,
 )
-from sparsecomp.program import FoundWork, Program, attribute
+from sparsecomp.program import FoundWork, Program
 from sparsecomp.section import WorkOp
 from sparsecomp.work import Attention, Mean, Norm, Pointwise, Pool, Work
 
@@ -30,12 +31,6 @@ aten = torch.ops.aten
 
 Found = tuple[Work, tuple[fx.Node, ...], tuple[Tensor, ...], str, tuple[fx.Node, ...]]
 """Work, sources, vectors, epilogue, tensors of the epilogue."""
-
-
-def _constant(graph: fx.GraphModule, argument: Any) -> Tensor | None:
-    if isinstance(argument, fx.Node) and argument.op == "get_attr":
-        return attribute(graph, str(argument.target)).detach()
-    return None
 
 
 def _arguments(node: fx.Node, defaults: Sequence[Any]) -> list[Any]:
@@ -50,7 +45,7 @@ def _norm(graph: fx.GraphModule, node: fx.Node, images: bool) -> Found | None:
         x, shape, weight, bias, epsilon, *_ = _arguments(node, (None, None, None, None, 1e-5))
     else:
         x, shape, weight, epsilon = _arguments(node, (None, None, None, None))
-    constants = [(a, _constant(graph, a)) for a in (weight, bias)]
+    constants = [(a, constant_tensor(graph, a)) for a in (weight, bias)]
     fixed = len(shape) == 1 and isinstance(shape[0], int)
     if images or not fixed or any(a is not None and c is None for a, c in constants):
         return None

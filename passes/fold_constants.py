@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import fx
 
-from sparsecomp.passes.find_layers import MATCHERS, TRANSPOSES, weight_argument
-from sparsecomp.program import Program, attribute
+from sparsecomp.constants import TRANSPOSES, evaluate, is_constant
+from sparsecomp.passes.find_layers import MATCHERS, weight_argument
+from sparsecomp.program import Program
 
 
 @dataclass(frozen=True)
@@ -29,35 +28,17 @@ class FoldConstants:
         folded = False
         for node in list(graph.graph.nodes):
             computed = weight_argument(node) if node.target in MATCHERS else None
-            if computed is None or computed.op != "call_function" or not _is_constant(computed):
+            if computed is None or computed.op != "call_function" or not is_constant(computed):
                 continue
-            if computed.target in TRANSPOSES:
-                continue  # FindLayers reads through it
+            if computed.target in TRANSPOSES or not any(_parameters(computed)):
+                continue  # FindLayers reads through the one; the other is no weight of the model
             _fold(graph, computed)
             folded = True
         return program.with_graph(graph) if folded else program
 
 
-def _is_constant(node: fx.Node) -> bool:
-    """Whether the value depends on parameters and buffers alone, and is the same every time."""
-    if node.op == "get_attr":
-        return True
-    target = node.target
-    deterministic = target is operator.getitem or (
-        isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and not target._schema.is_mutable
-    )
-    return (
-        node.op == "call_function"
-        and deterministic
-        and bool(node.all_input_nodes)
-        and all(_is_constant(source) for source in node.all_input_nodes)
-    )
-
-
 def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
-    value = _evaluate(graph, node).detach().contiguous()
+    value = evaluate(graph, node).detach().contiguous()
     owner = next(_parameters(node)).rpartition(".")[0]
     module = graph.get_submodule(owner)
     name = "weight"
@@ -68,16 +49,6 @@ def _fold(graph: fx.GraphModule, node: fx.Node) -> None:
         constant = graph.graph.get_attr(f"{owner}.{name}" if owner else name)
     constant.meta = dict(node.meta)
     node.replace_all_uses_with(constant)
-
-
-def _evaluate(graph: fx.GraphModule, node: fx.Node) -> Any:
-    def value(source: fx.Node) -> Any:
-        return attribute(graph, str(source.target)) if source.op == "get_attr" else _evaluate(graph, source)
-
-    args = fx.map_arg(node.args, value)
-    kwargs = fx.map_arg(node.kwargs, value)
-    with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _parameters(node: fx.Node) -> Iterator[str]:

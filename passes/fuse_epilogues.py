@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsecomp.constants import constant_tensor
 from sparsecomp.primitives import EPILOGUE, OPERANDS, PRIMITIVES, ROWS_CONV2D
-from sparsecomp.program import Program, attribute
+from sparsecomp.program import Program
 
 aten = torch.ops.aten
 
@@ -32,7 +33,7 @@ EPSILON: Mapping[object, int] = {
 
 def _batch_norm(graph: fx.GraphModule, primitive: fx.Node, reader: fx.Node) -> Extra | None:
     """(y - mean) / sqrt(variance + eps) * weight + bias  ->  y * scale + shift, per channel."""
-    constants = [_constant(graph, argument) for argument in reader.args[1:5]]
+    constants = [constant_tensor(graph, argument) for argument in reader.args[1:5]]
     weight, bias, mean, variance = constants
     computed = [argument is not None for argument in reader.args[1:5]] != [c is not None for c in constants]
     if computed or mean is None or variance is None or not _gives_result_only(reader):
@@ -55,12 +56,6 @@ def _gives_result_only(reader: fx.Node) -> bool:
     if reader.target is aten.batch_norm.default:
         return reader.args[5] is False
     return all(user.args[1] == 0 for user in reader.users)
-
-
-def _constant(graph: fx.GraphModule, argument: Any) -> Tensor | None:
-    if isinstance(argument, fx.Node) and argument.op == "get_attr":
-        return attribute(graph, str(argument.target)).detach()
-    return None
 
 
 def _activation(step: str) -> Rule:
@@ -91,7 +86,7 @@ def _binary(step: str, vector_step: str) -> Rule:
         value = other.meta.get("val")
         if not isinstance(value, Tensor) or value.dtype != torch.float32:
             return None
-        constant = _constant(graph, other)
+        constant = constant_tensor(graph, other)
         if constant is not None:
             vector = _per_channel(constant, y, _channel(primitive))
             return (vector_step, (vector,)) if vector is not None else None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from sparsecomp.constants import evaluate, is_constant
 from sparsecomp.program import Program
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ def _settle(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Tensor | 
     while mask.target in VIEWS:
         mask = mask.args[0]
     if mask not in known:
-        known[mask] = _value(mask) if _is_constant(mask) else None
+        known[mask] = evaluate(graph, mask) if is_constant(mask, attributes=False) else None
     hides = _hides(known[mask])
     if hides is None:
         return False
@@ -66,23 +67,3 @@ def _hides(mask: Tensor | None) -> str | None:
     if square and mask.dtype == torch.bool and bool((seen == torch.ones_like(seen).tril()).all()):
         return "what comes later"
     return None
-
-
-def _is_constant(node: fx.Node) -> bool:
-    """Whether it is computed from numbers alone, the same every time."""
-    target = node.target
-    return (
-        node.op == "call_function"
-        and isinstance(target, torch._ops.OpOverload)
-        and torch.Tag.nondeterministic_seeded not in target.tags
-        and not target._schema.is_mutable
-        and all(_is_constant(source) for source in node.all_input_nodes)
-    )
-
-
-def _value(node: fx.Node) -> Tensor:
-    args = fx.map_arg(node.args, _value)
-    kwargs = fx.map_arg(node.kwargs, _value)
-    with torch.no_grad():
-        value: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]
-    return value

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, fx
 
 from sparsecomp.channels import Channels, find_channels
-from sparsecomp.channels.constants import multiplied
 from sparsecomp.channels.fixed import CONVOLUTIONS, TRANSPOSED
 from sparsecomp.channels.groups import families
 from sparsecomp.channels.labels import arguments, extents
 from sparsecomp.channels.products import RULES as PRODUCTS
 from sparsecomp.channels.removal import Removal, plan_removal
 from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.constants import constant_weight
 from sparsecomp.cut_weight import Cut
 from sparsecomp.example import seeded
 from sparsecomp.passes.cut_units import cut_units
@@ -172,7 +172,7 @@ def layer_flops(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> int:
     for node in graph.graph.nodes:
         if node.target not in PRODUCTS or node.target is aten.embedding.default:
             continue
-        factors = [multiplied(graph, argument) for argument in arguments(node)[1:3]]
+        factors = [constant_weight(graph, argument) for argument in arguments(node)[1:3]]
         weight = next((m.value for m in factors if m is not None and m.value.dim() > 1), None)
         if weight is not None:
             taken = arguments(node)[0] if node.target in TRANSPOSED else node

@@ -17,11 +17,12 @@ from torch import Tensor, fx
 
 from sparsecomp.channels import rules
 from sparsecomp.channels.channels import Channels
-from sparsecomp.channels.constants import constant, multiplied
 from sparsecomp.channels.labels import arguments, expanded, extents
 from sparsecomp.channels.moves import MOVES
 from sparsecomp.channels.products import RULES as PRODUCTS
+from sparsecomp.channels.views import constant
 from sparsecomp.channels.wiring import Reading
+from sparsecomp.constants import constant_weight
 from sparsecomp.program import attribute
 
 aten = torch.ops.aten
@@ -248,7 +249,7 @@ def weight_of(graph: fx.GraphModule, node: fx.Node, reading: Reading | None) -> 
         weight = attribute(graph, reading.parameter).detach()
         weight = weight.transpose(0, 1) if reading.outputs == 1 else weight
     else:
-        found = multiplied(graph, arguments(node)[2 if node.target is aten.addmm.default else 1])
+        found = constant_weight(graph, arguments(node)[2 if node.target is aten.addmm.default else 1])
         if found is None or found.value.dim() < 2:
             return None
         stored = node.target in (aten.linear.default, *CONVOLUTIONS)
@@ -296,7 +297,7 @@ def pads(node: fx.Node) -> bool:
 def _depthwise_or_product(evaluation: Evaluation, node: fx.Node) -> Known:
     if node in evaluation.readings or node not in evaluation.labels:
         return _product(evaluation, node)
-    weight = multiplied(evaluation.graph, arguments(node)[1])
+    weight = constant_weight(evaluation.graph, arguments(node)[1])
     groups = arguments(node)[6] if len(node.args) > 6 else 1
     source = evaluation.of(arguments(node)[0])
     if groups == 1 or weight is None or source is None:
@@ -316,7 +317,7 @@ def _depthwise_or_product(evaluation: Evaluation, node: fx.Node) -> Known:
 
 
 def _embedding(evaluation: Evaluation, node: fx.Node) -> Known:
-    weight = multiplied(evaluation.graph, arguments(node)[0])
+    weight = constant_weight(evaluation.graph, arguments(node)[0])
     labels = evaluation.labels.get(node)
     if weight is None or labels is None or not len(weight.value):
         return None

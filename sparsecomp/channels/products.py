@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from sparsecomp.channels.constants import Matrix, multiplied
 from sparsecomp.channels.labels import Labels, arguments, extents, placed
 from sparsecomp.channels.wiring import Place, Reading, Wiring, operand_name
+from sparsecomp.constants import Weight, constant_weight
 
 aten = torch.ops.aten
 
@@ -20,7 +20,7 @@ def _layer(
     wiring: Wiring,
     node: fx.Node,
     source: fx.Node,
-    weight: Matrix,
+    weight: Weight,
     bias: object,
     axis: int,
     inputs: int,
@@ -28,7 +28,7 @@ def _layer(
 ) -> Labels | None:
     """A weight with `inputs` as the dimension it reads and 1 - inputs as that of its results (axes of the
     operator's own view of it); results lie along `axis`."""
-    name = weight.parameter
+    name = weight.name
     reads, makes = weight.dimension(inputs), weight.dimension(1 - inputs)
     incoming = wiring.vector(source, axis)
     size = extents(node)[axis]
@@ -79,7 +79,7 @@ def _computed(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 
 def linear(wiring: Wiring, node: fx.Node) -> Labels | None:
-    weight = multiplied(wiring.graph, arguments(node)[1])
+    weight = constant_weight(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
     if weight is None or weight.value.dim() != 2 or not isinstance(source, fx.Node) or node.kwargs:
         return _computed(wiring, node)
@@ -89,7 +89,7 @@ def linear(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 def addmm(wiring: Wiring, node: fx.Node) -> Labels | None:
     bias, source, factor = arguments(node)
-    weight = multiplied(wiring.graph, factor)
+    weight = constant_weight(wiring.graph, factor)
     if weight is None or node.kwargs or not isinstance(source, fx.Node):
         return _computed(wiring, node)
     return _layer(wiring, node, source, weight, bias, 1, inputs=0)
@@ -97,7 +97,7 @@ def addmm(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 def matmul(wiring: Wiring, node: fx.Node) -> Labels | None:
     source, factor = arguments(node)
-    weight = multiplied(wiring.graph, factor)
+    weight = constant_weight(wiring.graph, factor)
     if not isinstance(source, fx.Node) or not isinstance(factor, fx.Node):
         return _computed(wiring, node)
     if weight is not None and weight.value.dim() == 2 and len(extents(source)) >= 2:
@@ -106,7 +106,7 @@ def matmul(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 
 def convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
-    weight = multiplied(wiring.graph, arguments(node)[1])
+    weight = constant_weight(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
     if weight is None or weight.transposed or not isinstance(source, fx.Node) or node.kwargs:
         return _computed(wiring, node)
@@ -115,7 +115,7 @@ def convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
     groups: Any = arguments(node)[6] if len(node.args) > 6 else 1
     bias = arguments(node)[2] if len(node.args) > 2 else None
     if groups > 1 and weight.value.shape[1] == 1:
-        return _depthwise(wiring, node, source, weight.parameter, bias)
+        return _depthwise(wiring, node, source, weight.name, bias)
     return _layer(wiring, node, source, weight, bias, 1, inputs=1, groups=groups)
 
 
@@ -138,7 +138,7 @@ def _depthwise(wiring: Wiring, node: fx.Node, source: fx.Node, name: str, bias: 
 
 def transposed_convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
     """Its weight is stored inputs x outputs x height x width."""
-    weight = multiplied(wiring.graph, arguments(node)[1])
+    weight = constant_weight(wiring.graph, arguments(node)[1])
     source = arguments(node)[0]
     groups = arguments(node)[6] if len(node.args) > 6 else 1
     if weight is None or weight.transposed or not isinstance(source, fx.Node) or node.kwargs:
@@ -152,15 +152,15 @@ def transposed_convolution(wiring: Wiring, node: fx.Node) -> Labels | None:
 
 
 def embedding(wiring: Wiring, node: fx.Node) -> Labels | None:
-    weight = multiplied(wiring.graph, arguments(node)[0])
+    weight = constant_weight(wiring.graph, arguments(node)[0])
     if weight is None or weight.transposed:
         return _computed(wiring, node)
     wiring.pin(wiring.of(arguments(node)[1]), "they are looked up")
     results = wiring.fresh(weight.value.shape[1])
-    reason = wiring.shared(weight.parameter)
+    reason = wiring.shared(weight.name)
     if reason:
         wiring.pin(results, reason)
-    wiring.place(weight.parameter, 1, results, "produces")
+    wiring.place(weight.name, 1, results, "produces")
     return placed(results, len(extents(node)) - 1, len(extents(node)))
 
 

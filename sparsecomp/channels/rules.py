@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from sparsecomp.channels import constants, products
+from sparsecomp.channels import products
 from sparsecomp.channels.labels import Labels, along, arguments, extents
 from sparsecomp.channels.moves import MOVES
+from sparsecomp.channels.views import constant, dimension_of
 from sparsecomp.channels.wiring import Wiring, operand_name
 from sparsecomp.program import operator_name
 
@@ -54,13 +55,13 @@ def _meet_unlabelled(wiring: Wiring, node: fx.Node, operand: fx.Node, total: Lab
     axes = [axis for axis in range(total.ndim) if sizes[axis] != 1 and total.shape[axis] > 1]
     if not axes:
         return
-    if constants.constant(wiring.graph, operand) is None or operand in node.kwargs.values():
+    if constant(wiring.graph, operand) is None or operand in node.kwargs.values():
         wiring.pin(
             total, f"{operand_name(node)} joins them with {operand_name(operand)}, which keeps its size"
         )
         return
     for axis in axes:
-        place = constants.dimension_of(wiring.graph, operand, axis - total.ndim + len(extents(operand)))
+        place = dimension_of(wiring.graph, operand, axis - total.ndim + len(extents(operand)))
         vector = along(total, axis)
         if place is None or wiring.shared(place[0]):
             reason = (

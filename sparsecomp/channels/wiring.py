@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +11,10 @@ import torch
 from torch import fx
 
 from sparsecomp.channels.labels import Labels, along, expanded, extents
+from sparsecomp.constants import readers
 from sparsecomp.program import attribute
 
 aten = torch.ops.aten
-TRANSPOSES = (aten.t.default, aten.transpose.int, aten.permute.default)
 
 Role = Literal["produces", "scales", "reads"]
 
@@ -141,24 +140,15 @@ def operand_name(node: fx.Node) -> str:
     return f"the input {node.name!r}" if node.op == "placeholder" else f"%{node.name}"
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Operators that read a parameter, directly or turned round."""
-    for user in node.users:
-        if user.target in TRANSPOSES:
-            yield from _readers(user)
-        else:
-            yield user
-
-
 def _sharing(graph: fx.GraphModule) -> dict[int, str]:
     """Tensor -> why it is not cut, for those that several operators read."""
-    readers: dict[int, dict[fx.Node, str]] = {}
+    found: dict[int, dict[fx.Node, str]] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
             key = id(attribute(graph, str(node.target)))
-            readers.setdefault(key, {}).update(dict.fromkeys(_readers(node), str(node.target)))
+            found.setdefault(key, {}).update(dict.fromkeys(readers(node), str(node.target)))
     return {
         key: f"several operators share {', '.join(sorted(set(names.values())))}"
-        for key, names in readers.items()
+        for key, names in found.items()
         if len(names) > 1
     }

@@ -1,16 +1,14 @@
-"""Constants in a graph: parameters, and parameters looked at in another shape."""
+"""Parameters looked at in another shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from sparsecomp.channels.labels import arguments
-from sparsecomp.channels.wiring import TRANSPOSES
+from sparsecomp.constants import TRANSPOSES
 from sparsecomp.program import attribute
 
 aten = torch.ops.aten
@@ -25,42 +23,6 @@ VIEWS = (
     aten.view.default,
     aten.expand.default,
 )
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A parameter as an operator multiplies by it; transposed: its two dimensions change places."""
-
-    parameter: str
-    value: Tensor
-    transposed: bool = False
-
-    def dimension(self, axis: int) -> int:
-        """Of the parameter, for an axis of what is multiplied."""
-        return 1 - axis if self.transposed else axis
-
-
-def multiplied(graph: fx.GraphModule, argument: object) -> Matrix | None:
-    """The parameter behind an argument: read directly, or a matrix turned round; None where it is computed."""
-    if not isinstance(argument, fx.Node):
-        return None
-    if argument.op == "get_attr":
-        return Matrix(str(argument.target), attribute(graph, str(argument.target)).detach())
-    source = argument.args[0] if argument.args else None
-    if argument.target in TRANSPOSES and isinstance(source, fx.Node) and source.op == "get_attr":
-        value = attribute(graph, str(source.target)).detach()
-        if value.dim() == 2:
-            return Matrix(str(source.target), value, _swaps(argument))
-    return None
-
-
-def _swaps(node: fx.Node) -> bool:
-    """Whether a transposition of a matrix turns it round."""
-    if node.target is aten.t.default:
-        return True
-    if node.target is aten.permute.default:
-        return bool(arguments(node)[1][0] % 2 == 1)
-    return bool(arguments(node)[1] % 2 != arguments(node)[2] % 2)
 
 
 def constant(graph: fx.GraphModule, argument: object) -> Tensor | None:
