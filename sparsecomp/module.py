@@ -16,10 +16,10 @@ from sparsecomp import codegen, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
-from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward
+from sparsecomp.kept import Kept
 from sparsecomp.layer import Layer
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
@@ -37,7 +37,7 @@ MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 
 
-class SparseModule(DropIn):
+class SparseModule(Kept):
     """Same calls and outputs as the model it was compiled from, for inference only.
 
     It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
