@@ -84,4 +84,3 @@ def adopt(region: Region, machine: Machine, library: bytes) -> Code:
 def fingerprint(region: Region) -> str:
     """Of everything that a region's code depends on but the machine and the versions."""
     return hashlib.sha256(repr(region).encode()).hexdigest()
-

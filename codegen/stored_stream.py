@@ -66,6 +66,7 @@ def restore(stored: StoredStream) -> Stream:
         if stored.form == "as it is":
             index, data, balance, order = stored.parts
             parts = (index, data, balance, order)
+            _check_index(index, data, stored)
         else:
             assert isinstance(how.schedule, Schedule)
             values, bits, balance, order = stored.parts
@@ -74,6 +75,17 @@ def restore(stored: StoredStream) -> Stream:
         return Stream(layer, geometry, how.pattern, how.schedule, *parts)
     except (AssertionError, ValueError, RuntimeError, IndexError, TypeError) as error:
         raise ArtifactError(f"the weight of layer {layer.name!r} cannot be read: {error}") from error
+
+
+def _check_index(index: Tensor, data: Tensor, stored: StoredStream) -> None:
+    """AssertionError unless the starts of the lists rise from the first entry to the last."""
+    pattern, schedule = stored.how.pattern, stored.how.schedule
+    if isinstance(schedule, Schedule) and not pattern.shared:
+        slots = _slots(stored.layer, pattern.rows, schedule)
+        assert index.shape == (len(slots.starts) * slots.groups + 1,), "its index has another length"
+        assert int(index[0]) == 0, "its index does not begin at 0"
+        assert bool((index.diff() >= 0).all()), "its index falls"
+        assert int(index[-1]) * (pattern.rows + 1) == data.numel(), "its index ends elsewhere than its data"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from sparsecomp.errors import ArtifactError
 
 if TYPE_CHECKING:
     from sparsecomp.contract import Capture
+    from sparsecomp.kept import Kept
     from sparsecomp.module import SparseModule
 
 
-def save_module(compiled: SparseModule, path: str | os.PathLike[str], general: Capture | None) -> None:
+def save_module(compiled: Kept, path: str | os.PathLike[str], general: Capture | None) -> None:
     """Write the file whole, and register it on this machine.
 
     Raises:
@@ -59,7 +60,7 @@ def module_of(data: bytes, trust: bool, name: str) -> SparseModule:
     return decode_module(contents, trust or registry.is_registered(contents.digest), name)
 
 
-def module_bytes(compiled: SparseModule) -> bytes:
+def module_bytes(compiled: Kept) -> bytes:
     """What `module_of` reads; registered on this machine.
 
     Raises:

@@ -23,14 +23,14 @@ from sparsecomp.example import unchanged
 from sparsecomp.trial import on_trial
 
 if TYPE_CHECKING:
-    from sparsecomp.module import SparseModule
+    from sparsecomp.kept import Kept
 
 LOG = logging.getLogger(__name__)
 SIZES = (2, 3, 4, 8, 16, 32, 64, 128)
 """Tried for sizes that may change, until the contract agrees."""
 
 
-def general_graph(compiled: SparseModule) -> Capture | None:
+def general_graph(compiled: Kept) -> Capture | None:
     """The model captured once more, with all sizes free; None where that cannot be had or brings nothing."""
     first = compiled._variants[0].capture
     if isinstance(compiled._skeleton.module, SavedModel):

@@ -37,6 +37,16 @@ FUNCTIONS: Mapping[str, Any] = {
     )},
 }  # fmt: skip
 """Functions of numbers, sizes for the most part, and `getitem`."""
+KINDS = {
+    kind.name: kind
+    for kind in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.VAR_POSITIONAL,
+        inspect.Parameter.KEYWORD_ONLY,
+        inspect.Parameter.VAR_KEYWORD,
+    )
+}
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 Leaves = Mapping[str, tuple[TensorInput | Constant, ...]]
 
@@ -84,7 +94,9 @@ def _encode_argument(value: Any) -> Any:
     return encode_constant(value)
 
 
-def decode_graph(data: Any, tensor: Callable[[str, Any], Tensor], rename: Callable[[str], str] = str) -> fx.GraphModule:
+def decode_graph(
+    data: Any, tensor: Callable[[str, Any], Tensor], rename: Callable[[str], str] = str
+) -> fx.GraphModule:
     """Inverse of `encode_graph`. `rename`: strings among the arguments, which name regions.
 
     Raises:
@@ -235,9 +247,8 @@ def decode_signature(data: Any) -> inspect.Signature:
 
 
 def _parameter(entry: Mapping[str, Any]) -> inspect.Parameter:
-    kinds = {kind.name: kind for kind in type(inspect.Parameter.KEYWORD_ONLY)}
     default = decode_constant(entry["default"]) if "default" in entry else inspect.Parameter.empty
-    return inspect.Parameter(_identifier(entry["name"]), kinds[entry["kind"]], default=default)
+    return inspect.Parameter(_identifier(entry["name"]), KINDS[entry["kind"]], default=default)
 
 
 def _check(capture: Capture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ from sparsecomp.section import Section
 from sparsecomp.target import Target
 from sparsecomp.variant import Variant
 
+NONSENSE = (
+    *(KeyError, IndexError, AttributeError, TypeError, ValueError, ArithmeticError),
+    *(RuntimeError, AssertionError, MemoryError),
+)
+"""What reading raises where the parts of a file do not fit each other."""
+EXPANSION, SMALL = 1024, 1 << 26
+"""Elements that packed weights may unpack to: per byte of the file, and in any case."""
 _NUMBERS = itertools.count()
 
 
@@ -60,7 +68,15 @@ def decode_module(contents: container.Contents, trusted: bool, name: str) -> Spa
             return reader.ready()
         reason = reason if trusted else "it was not written on this machine (or pass trust=True)"
         module = reader.unready()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RuntimeError,
+        AssertionError,
+    ) as error:
         if isinstance(error, ArtifactError):
             raise ArtifactError(f"{name}: {error}") from error
         raise ArtifactError(f"{name} makes no sense: {type(error).__name__}: {error}") from error
@@ -93,6 +109,7 @@ class _Reader:
         self.streams = StreamStore()
         for entry in manifest["streams"]:
             stored = self._stored(entry)
+            self._check_size(stored.layer.weight_shape)
             self.streams.adopt(restore(stored), stored.how)
         self.cuts = {cut.whole: cut for cut in map(self._cut, manifest["cuts"])}
 
@@ -115,7 +132,12 @@ class _Reader:
             for entry in self.manifest["variants"]
         ]
         compiled._resume(
-            self.streams, self.cuts, self._settled(), variants, decode(self.manifest["report"], Report), self._hollow()
+            self.streams,
+            self.cuts,
+            self._settled(),
+            variants,
+            decode(self.manifest["report"], Report),
+            self._hollow(),
         )
         return compiled
 
@@ -140,11 +162,18 @@ class _Reader:
             tuple(self.tensors.get(part) for part in entry["parts"]),
         )
 
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        limit = SMALL + EXPANSION * len(self.contents.sections[container.WEIGHTS])
+        if not 0 <= math.prod(shape) <= limit or min(shape, default=1) < 0:
+            raise ArtifactError(f"it claims a weight of {'x'.join(map(str, shape))}, too large for its size")
+
     def _cut(self, entry: Mapping[str, Any]) -> CutWeight:
+        shape = decode(entry["shape"], tuple[int, ...])
+        self._check_size(shape)
         return CutWeight(
             decode(entry["whole"], str),
             decode(entry["part"], str),
-            decode(entry["shape"], tuple[int, ...]),
+            shape,
             decode(entry["dtype"], torch.dtype),
             self.tensors.get(entry["rows"]),
             self.tensors.get(entry["columns"]),
@@ -185,6 +214,7 @@ class _Reader:
             value = self.tensors.get(entry["tensor"])
         else:
             shape, dtype = decode(entry["shape"], tuple[int, ...]), decode(entry["dtype"], torch.dtype)
+            self._check_size(shape)
             value = torch.zeros((), dtype=dtype).expand(shape)
             if dense:
                 found = self._weight(decode(entry["packed"], str))
@@ -207,7 +237,7 @@ class _Reader:
             return attribute(model, reference["model"]) if own else self.tensors.get(reference)
 
         prefix = f"saved{next(_NUMBERS)}/"
-        rename: Callable[[str], str] = lambda name: prefix + name.rpartition("/")[2]  # noqa: E731
+        rename: Callable[[str], str] = lambda name: prefix + name.rpartition("/")[2]
         runners: dict[str, Runner] = {}
         bodies: dict[str, Body] = {}
         for name, region in entry["regions"].items():
@@ -252,4 +282,3 @@ def _captured(graphs: Any) -> Iterator[CapturedGraph]:
         graph = decode_graph(entry["graph"], lambda path, reference: nothing)
         constants = decode(entry["graph"]["constants"], Mapping[str, str])
         yield CapturedGraph(decode_contract(entry["contract"], graph), constants)
-

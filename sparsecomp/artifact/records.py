@@ -28,12 +28,12 @@ def encode(value: Any, hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (object, Any):
         return encode_constant(value)
-    if is_dataclass(hint):
+    if _is_record(hint):
         return {f.name: encode(getattr(value, f.name), _hints(hint)[f.name]) for f in fields(hint)}
     if origin in (types.UnionType, Union):
         member = _member_of(value, arguments)
         encoded = encode(value, member)
-        return {KIND: member.__name__, **encoded} if is_dataclass(member) else encoded
+        return {KIND: member.__name__, **encoded} if _is_record(member) else encoded
     if origin is tuple:
         items = arguments[:1] * len(value) if arguments[-1:] == (...,) else arguments
         return [encode(item, kind) for item, kind in zip(value, items, strict=True)]
@@ -67,7 +67,7 @@ def decode(data: Any, hint: Any) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in (object, Any):
         return decode_constant(data)
-    if is_dataclass(hint):
+    if _is_record(hint):
         return _decode_record(data, hint)
     if origin in (types.UnionType, Union):
         return _decode_union(data, arguments)
@@ -100,11 +100,11 @@ def _decode_record(data: Any, hint: Any) -> Any:
 
 def _decode_union(data: Any, members: tuple[Any, ...]) -> Any:
     if isinstance(data, dict) and KIND in data:
-        known = {member.__name__: member for member in members if is_dataclass(member)}
+        known = {member.__name__: member for member in members if _is_record(member)}
         _expect(data[KIND] in known, data[KIND], f"one of {sorted(known)}")
         return decode(data, known[data[KIND]])
     for member in members:
-        if not is_dataclass(member):
+        if not _is_record(member):
             try:
                 return decode(data, member)
             except ArtifactError:
@@ -190,6 +190,10 @@ def torch_constant(name: Any, kind: Any) -> Any:
     found = getattr(torch, name, None) if isinstance(name, str) else None
     _expect(isinstance(found, kind), name, f"a {kind}")
     return found
+
+
+def _is_record(hint: Any) -> bool:
+    return is_dataclass(hint)
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from typing import Any, NoReturn
+from typing import Any
 
 import torch.utils._pytree as pytree
 
@@ -84,14 +84,16 @@ def _is_named_tuple(spec: pytree.TreeSpec) -> bool:
 
 
 def decode_structure(data: Any, depth: int = 0) -> pytree.TreeSpec:
-    """Inverse of `encode_structure`; what this process has no class for comes as `SavedOutput`."""
+    """Inverse of `encode_structure`; what this process has no class for comes as `SavedOutput`.
+
+    Raises:
+        ArtifactError: the data describes no container.
+    """
     if data == "leaf":
         return pytree.tree_structure(0)
-    if not isinstance(data, dict) or not data or depth > MANY:
-        _refuse(data)
-    kind, given = next(iter(data.items()))
-    if not isinstance(given, list):
-        _refuse(data)
+    kind, given = next(iter(data.items())) if isinstance(data, dict) and data else ("", None)
+    if not isinstance(given, list) or depth > MANY:
+        raise _refused(data)
     children = [decode_structure(child, depth + 1) for child in given]
     if kind in ("tuple", "list"):
         return pytree.TreeSpec(tuple if kind == "tuple" else list, None, children)
@@ -99,7 +101,7 @@ def decode_structure(data: Any, depth: int = 0) -> pytree.TreeSpec:
         return _caches(children)
     keys = [decode_constant(key) for key in data.get("keys", ())]
     if len(keys) != len(children) or len(set(keys)) != len(keys):
-        _refuse(data)
+        raise _refused(data)
     if kind in ("dict", "ordered dict"):
         return pytree.TreeSpec(dict if kind == "dict" else OrderedDict, keys, children)
     if kind in ("named", "named tuple") and all(isinstance(key, str) for key in keys):
@@ -107,7 +109,7 @@ def decode_structure(data: Any, depth: int = 0) -> pytree.TreeSpec:
         if found is not None:
             return pytree.TreeSpec(*found, children)
         return pytree.TreeSpec(SavedOutput, keys, children)
-    _refuse(data)
+    raise _refused(data)
 
 
 def _caches(children: list[pytree.TreeSpec]) -> pytree.TreeSpec:
@@ -128,5 +130,5 @@ def _known_class(name: Any, keys: list[str]) -> tuple[Any, Any] | None:
     return None
 
 
-def _refuse(data: Any) -> NoReturn:
-    raise ArtifactError(f"found {str(data)[:80]!r} where a container was expected")
+def _refused(data: Any) -> ArtifactError:
+    return ArtifactError(f"found {str(data)[:80]!r} where a container was expected")

@@ -36,7 +36,7 @@ class TensorWriter:
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
             raise ArtifactError(f"a tensor on {tensor.device}, {tensor.layout}, cannot be saved.")
         data = tensor.detach()
-        order = sorted(range(data.dim()), key=lambda axis: -data.stride(axis))
+        order = sorted(range(data.dim()), key=data.stride().__getitem__, reverse=True)
         ordered = data.permute(order)
         if ordered.is_contiguous() and not data.is_contiguous():
             return {"tensor": self._name(ordered), "order": order}

@@ -34,12 +34,12 @@ from sparsecomp.slimming import Slimming
 from sparsecomp.target import Target
 
 if TYPE_CHECKING:
-    from sparsecomp.module import SparseModule
+    from sparsecomp.kept import Kept
 
 LOG = logging.getLogger(__name__)
 
 
-def encode_module(compiled: SparseModule, general: Capture | None) -> tuple[bytes, str]:
+def encode_module(compiled: Kept, general: Capture | None) -> tuple[bytes, str]:
     """The file's bytes, and the digest of its manifest.
 
     `general`: a further captured graph, which covers more shapes than those that were compiled.
@@ -51,7 +51,7 @@ def encode_module(compiled: SparseModule, general: Capture | None) -> tuple[byte
 
 
 class _Writer:
-    def __init__(self, compiled: SparseModule, general: Capture | None) -> None:
+    def __init__(self, compiled: Kept, general: Capture | None) -> None:
         self.compiled, self.general = compiled, general
         self.compiler, self.model = compiled._compiler, compiled._skeleton.module
         self.tensors, self.libraries = TensorWriter(), dict[str, bytes]()
@@ -64,7 +64,8 @@ class _Writer:
         self._list_tensors()
 
     def write(self) -> tuple[bytes, str]:
-        options, report = self.compiler.options, self.compiled.report
+        options, report = self.compiler.options, self.compiled._report
+        assert report is not None
         manifest = {
             "made_by": {"torch": torch.__version__},
             "identity": codegen.identity(options.target),
@@ -104,7 +105,7 @@ class _Writer:
     # The model's tensors ---------------------------------------------------------------------------------
 
     def _list_tensors(self) -> None:
-        for path, kind, tensor in _named_tensors(self.model):
+        for path, kind, tensor in named_tensors(self.model):
             self._list(path, kind, tensor)
 
     def _list(self, path: str, kind: str, tensor: Tensor) -> None:
@@ -223,7 +224,7 @@ def _without_cuts(report: Report) -> Report:
     return replace(report, slimming=slimming and replace(slimming, cuts={}))
 
 
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     """Path, kind and value of every parameter and buffer, in the order of a state dict."""
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
