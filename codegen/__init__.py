@@ -77,8 +77,9 @@ def native_code(runner: Runner) -> tuple[str, bytes] | None:
     return fingerprint(runner.code.region), library_of(runner.code)
 
 
-def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, library: bytes) -> None:
-    """Let `lower` use this native code, which is trusted, for the body. Its weights must be in the store.
+def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, library: bytes) -> object:
+    """Let `lower` use this native code, which is trusted, for the body: as long as the result is kept. Its weights
+    must be in the store.
 
     Raises:
         ArtifactError: it is code of another region, or cannot be loaded.
@@ -89,8 +90,10 @@ def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, li
 
     region, _ = laid_out(body, streams)
     if libraries.fingerprint(region) != fingerprint:
-        raise ArtifactError("its native code is that of another region")
-    libraries.adopt(region, machine_of(target), library)
+        raise ArtifactError(
+            "its native code is that of another region, or was made by other code of this library"
+        )
+    return libraries.adopt(region, machine_of(target), library)
 
 
 def meter(target: Target, threads: int) -> Cost:

@@ -31,6 +31,7 @@ class Kept(DropIn):
     """Saves itself, comes back, and takes new values of the same pattern."""
 
     _compiler: Compiler
+    _dynamic_shapes: Any
     _variants: list[Variant]
     _routes: Routes[Variant]
     _report: Report | None

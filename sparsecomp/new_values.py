@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsecomp.artifact.general import stand_in_call
-from sparsecomp.artifact.saved_model import SavedModel
 from sparsecomp.artifact.writer import named_tensors
+from sparsecomp.capture import capture
 from sparsecomp.choice import Choice
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, converted
@@ -120,7 +120,9 @@ def executables_with(compiled: Kept, values: Mapping[str, Tensor]) -> tuple[Comp
             for tensor, value in plain:
                 tensor.detach().copy_(value)
             with skeleton.filled(packed.__getitem__):
-                variants = [_with(compiler, capture) for capture in _captures(compiled)]
+                variants = [
+                    _with(compiler, _captured_again(compiled, variant)) for variant in compiled._variants
+                ]
         except BaseException:
             for (tensor, _), value in zip(plain, before, strict=True):
                 tensor.detach().copy_(value)
@@ -131,24 +133,20 @@ def executables_with(compiled: Kept, values: Mapping[str, Tensor]) -> tuple[Comp
     return compiler, variants
 
 
-def _captures(compiled: Kept) -> Iterator[Capture]:
-    """Of each variant. Those of a file come first, in the order of its graphs."""
-    model = compiled._skeleton.module
-    saved = iter(model._saved_graphs.graphs) if isinstance(model, SavedModel) else iter(())
-    for variant in compiled._variants:
-        if variant.capture.graph is variant.executable.graph:
-            yield replace(variant.capture, graph=next(saved).bound(model).graph)
-        else:
-            yield variant.capture
+def _captured_again(compiled: Kept, variant: Variant) -> Capture:
+    """Its captured graph. A file keeps less of it than compiling needs: then it is captured from what the file has."""
+    if variant.capture.graph is not variant.executable.graph:
+        return variant.capture
+    args, kwargs = stand_in_call(variant.capture)
+    return capture(compiled._skeleton.module, args, kwargs, compiled._dynamic_shapes)
 
 
-def _with(compiler: Compiler, capture: Capture) -> Variant:
-    inputs = tuple(capture.flatten(*stand_in_call(capture)))
-    executable = compiler.compile(capture.graph, inputs, Watch())
-    variant = Variant(capture, executable)
+def _with(compiler: Compiler, captured: Capture) -> Variant:
+    inputs = tuple(captured.flatten(*stand_in_call(captured)))
+    executable = compiler.compile(captured.graph, inputs, Watch())
     error = relative_error(
-        seeded(lambda: executable.call(*inputs)), seeded(lambda: tuple(capture.graph(*inputs)))
+        seeded(lambda: executable.call(*inputs)), seeded(lambda: tuple(captured.graph(*inputs)))
     )
     if error > TOLERANCE:
         raise InputError(f"with the new weights the outputs differ by {error:.1e}: compile the new model.")
-    return variant
+    return Variant(captured, executable)

@@ -127,10 +127,7 @@ class _Reader:
     def ready(self) -> SparseModule:
         """With its native code."""
         compiled = SparseModule(self._model(dense=False), self.options)
-        variants = [
-            self._variant(entry, compiled._skeleton.module, self.contents.sections)
-            for entry in self.manifest["variants"]
-        ]
+        variants = [self._variant(entry, compiled._skeleton.module) for entry in self.manifest["variants"]]
         compiled._resume(
             self.streams,
             self.cuts,
@@ -229,31 +226,31 @@ class _Reader:
 
     # Variants --------------------------------------------------------------------------------------------
 
-    def _variant(
-        self, entry: Mapping[str, Any], model: torch.nn.Module, sections: Mapping[str, bytes]
-    ) -> Variant:
+    def _variant(self, entry: Mapping[str, Any], model: torch.nn.Module) -> Variant:
         def tensor(path: str, reference: Any) -> Tensor:
             own = isinstance(reference, Mapping) and "model" in reference
             return attribute(model, reference["model"]) if own else self.tensors.get(reference)
 
         prefix = f"saved{next(_NUMBERS)}/"
         rename: Callable[[str], str] = lambda name: prefix + name.rpartition("/")[2]
-        runners: dict[str, Runner] = {}
-        bodies: dict[str, Body] = {}
-        for name, region in entry["regions"].items():
-            bodies[rename(name)], code = self._body(region), region["code"]
-            if code is not None:
-                library = sections[code["section"]]
-                codegen.adopt(bodies[rename(name)], self.target, self.streams, code["fingerprint"], library)
-            runners[rename(name)] = codegen.lower(
-                bodies[rename(name)], self.target, self.streams, self.options.thread_count
-            )
+        bodies = {rename(name): self._body(region) for name, region in entry["regions"].items()}
+        codes = {rename(name): region["code"] for name, region in entry["regions"].items()}
+        runners = {name: self._runner(body, codes[name]) for name, body in bodies.items()}
         graph = decode_graph(entry["graph"], tensor, rename)
         REGIONS.update(runners)
         graph.meta["regions"] = runners
         program = Program(graph, regions=bodies)
         executable = Executable(program, runners, (), (), (), direct(program, runners))
         return Variant(decode_contract(entry["contract"], graph), executable)
+
+    def _runner(self, body: Body, code: Mapping[str, str] | None) -> Runner:
+        adopted = None
+        if code is not None:
+            library = self.contents.sections[code["section"]]
+            adopted = codegen.adopt(body, self.target, self.streams, code["fingerprint"], library)
+        runner = codegen.lower(body, self.target, self.streams, self.options.thread_count)
+        del adopted  # from now on the runner keeps it
+        return runner
 
     def _body(self, entry: Mapping[str, Any]) -> Body:
         vectors = {

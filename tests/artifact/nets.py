@@ -26,7 +26,7 @@ class Tokens(nn.Module):
         self.inner = nn.Linear(FEATURES, 64)
         self.outer = nn.Sequential(nn.Linear(64, FEATURES), nn.LayerNorm(FEATURES))
         self.again = nn.Linear(FEATURES, FEATURES)
-        self.again.bias = self.outer[0].bias
+        self.again.bias = self.outer.get_parameter("0.bias")
         self.unused = nn.Parameter(torch.randn(3))
         self.register_buffer("scale", torch.rand(FEATURES))
         self.register_buffer("shift", torch.rand(FEATURES), persistent=False)
@@ -34,7 +34,8 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor, half: bool = False) -> Tensor:
         y: Tensor = self.outer(F.gelu(self.inner(x))) * self.scale + self.shift + self.offsets.sum()
-        return self.again(y) / 2 if half else self.again(y) + x
+        z: Tensor = self.again(y) / 2 if half else self.again(y) + x
+        return z
 
 
 class Images(nn.Module):
