@@ -18,7 +18,6 @@ from torch.export import Dim
 from sparsecomp.artifact.saved_model import SavedModel
 from sparsecomp.capture import capture
 from sparsecomp.contract import Capture, TensorInput, size_code
-from sparsecomp.errors import SparsecompError
 from sparsecomp.example import unchanged
 from sparsecomp.trial import on_trial
 
@@ -39,7 +38,7 @@ def general_graph(compiled: Kept) -> Capture | None:
         args, kwargs = stand_in_call(first)
         with on_trial(), compiled._skeleton.filled(compiled._weight) as model, unchanged(model):
             found = capture(model, args, kwargs, _all_free(first, args, kwargs))
-    except (SparsecompError, RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # noqa: BLE001  whatever tracing passes on: the file then covers fewer shapes
         LOG.info("no graph with all sizes free: %s", error)
         return None
     return found if _free(found) > _free(first) else None
