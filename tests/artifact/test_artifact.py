@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import sparsecomp
+from benchmarks import saving
 from benchmarks.prune import prune
 from benchmarks.workloads import WORKLOADS
 from sparsecomp import ArtifactError, ArtifactWarning, SparseModule, compile_sparse, load
@@ -418,3 +419,21 @@ def test_a_pickle_from_elsewhere_says_that_kernels_are_made_again(
     with pytest.warns(ArtifactWarning, match="the pickled module is not used"):
         back = pickle.loads(pickled)
     assert relative_error(back(x), compiled(x)) < TOLERANCE
+
+
+# Real models -------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_of_files(tmp_path: Path) -> None:
+    found = saving.measure("linear-4096", "unstructured", 0.9, True, tmp_path)
+    assert found.same
+    assert 0 < found.file < 0.5 * found.eager
+    assert found.load > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert-base", "resnet-50"])
+def test_whole_models(name: str, tmp_path: Path) -> None:
+    found = saving.measure(name, "unstructured", 0.9, False, tmp_path)
+    assert found.same
+    assert found.file < found.packed
