@@ -54,6 +54,8 @@ class SparseModule(Kept):
     """Kinds of calls (structure and dtypes) whose capture failed."""
     _first: torch.utils.hooks.RemovableHandle
     _report: Report | None
+    _before: Report | None
+    """What is said before it is compiled, if it came from a file."""
     _ready: bool
     """Compiled and swapped: other threads may call."""
     _lock: threading.RLock
@@ -68,7 +70,7 @@ class SparseModule(Kept):
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
-        self._report, self._ready = None, False
+        self._report, self._before, self._ready = None, None, False
         self._lock = threading.RLock()
         nn.Module.train(self, False)
 
@@ -345,6 +347,8 @@ class SparseModule(Kept):
     @property
     def report(self) -> Report:
         """What was found, chosen and gained; empty until the first call of a module compiled without inputs."""
+        if self._report is None and self._before is not None:
+            return self._before
         if self._report is None:
             options = self._options
             note = "not compiled yet: the graph is captured at the first call"

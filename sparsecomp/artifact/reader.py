@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -68,15 +68,7 @@ def decode_module(contents: container.Contents, trusted: bool, name: str) -> Spa
             return reader.ready()
         reason = reason if trusted else "it was not written on this machine (or pass trust=True)"
         module = reader.unready()
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        AssertionError,
-    ) as error:
+    except NONSENSE as error:
         if isinstance(error, ArtifactError):
             raise ArtifactError(f"{name}: {error}") from error
         raise ArtifactError(f"{name} makes no sense: {type(error).__name__}: {error}") from error
@@ -142,10 +134,14 @@ class _Reader:
         """To be compiled at its first call, with the choices that were made if this is the same processor."""
         model = self._model(dense=True)
         assert model._saved_graphs.graphs, "there is no graph in it"
+        for graph in model._saved_graphs.graphs:
+            graph.bound(model)
         compiled = SparseModule(model, self.options)
         if codegen.identity(self.target)["device"] == self.manifest["identity"]["device"]:
             compiled._compiler.settled = self._settled()
-        decode(self.manifest["report"], Report)
+        report = decode(self.manifest["report"], Report)
+        note = "read from a file: the kernels are made again at the first call"
+        compiled._before = replace(report, notes=(*report.notes, note))
         return compiled
 
     # Numbers ---------------------------------------------------------------------------------------------

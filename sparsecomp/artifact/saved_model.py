@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,8 +28,6 @@ class CapturedGraph:
 
     def bound(self, model: nn.Module) -> Capture:
         """The capture on the model's own tensor objects."""
-        from dataclasses import replace
-
         root: dict[str, Any] = {name: attribute(model, path) for name, path in self.constants.items()}
         return replace(self.capture, graph=fx.GraphModule(root, self.capture.graph.graph))
 

@@ -292,9 +292,12 @@ def test_a_file_from_elsewhere_has_its_kernels_made_again(
     back, said = remade(path)
     assert "not written on this machine" in said
     assert same_state(back, compiled)
+    assert back.report.layers == compiled.report.layers
+    assert "made again at the first call" in back.report.notes[-1]
     with no_measuring():
         assert relative_error(back(x), compiled(x)) < TOLERANCE
     assert len(back.report.sparse_layers) == len(compiled.report.sparse_layers)
+    assert back.report.notes == ()
     assert back.graph is not None
 
 
