@@ -12,13 +12,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from sparsecomp.artifact.saved_model import SavedModel
 from sparsecomp.capture import capture
+from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.contract import Capture, TensorInput, size_code
-from sparsecomp.example import unchanged
+from sparsecomp.example import seeded, unchanged
 from sparsecomp.trial import on_trial
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 SIZES = (2, 3, 4, 8, 16, 32, 64, 128)
 """Tried for sizes that may change, until the contract agrees."""
+OTHER_SIZES = (5, 23, 47, 80)
+"""Tried for a comparison with the model, until it takes one."""
 
 
 def general_graph(compiled: Kept) -> Capture | None:
@@ -38,10 +41,30 @@ def general_graph(compiled: Kept) -> Capture | None:
         args, kwargs = stand_in_call(first)
         with on_trial(), compiled._skeleton.filled(compiled._weight) as model, unchanged(model):
             found = capture(model, args, kwargs, _all_free(first, args, kwargs))
+            if _free(found) <= _free(first) or not _holds(found, model):
+                return None
     except Exception as error:  # noqa: BLE001  whatever tracing passes on: the file then covers fewer shapes
         LOG.info("no graph with all sizes free: %s", error)
         return None
-    return found if _free(found) > _free(first) else None
+    return found
+
+
+def _holds(found: Capture, model: nn.Module) -> bool:
+    """Whether the graph gives the model's results for sizes other than it was captured with."""
+    errors = (_error(found, model, size) for size in OTHER_SIZES)
+    first = next((error for error in errors if error is not None), None)
+    return first is not None and first <= TOLERANCE
+
+
+def _error(found: Capture, model: nn.Module, size: int) -> float | None:
+    """Between graph and model; None where the model does not take such sizes."""
+    try:
+        args, kwargs = stand_in_call(found, size)
+        expected = seeded(lambda: model(*args, **kwargs))
+    except Exception:  # noqa: BLE001  whatever the user's code raises
+        return None
+    inputs = found.flatten(args, kwargs)
+    return relative_error(seeded(lambda: found.unflatten(found.graph(*inputs))), expected)
 
 
 def _free(found: Capture) -> int:

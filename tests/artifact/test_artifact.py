@@ -24,6 +24,7 @@ from benchmarks import saving
 from benchmarks.prune import prune
 from benchmarks.workloads import WORKLOADS
 from sparsecomp import ArtifactError, ArtifactWarning, SparseModule, compile_sparse, load
+from sparsecomp.artifact.general import general_graph
 from sparsecomp.artifact.structures import SavedOutput
 from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.compare import TOLERANCE, relative_error
@@ -198,6 +199,19 @@ def test_other_sizes_compile_further_graphs_on_the_same_weights(
     for shape in shapes[2:]:  # another number of dimensions
         with pytest.raises(sparsecomp.InputError, match="no graph in the file covers this call"):
             back(torch.randn(shape))
+
+
+def test_a_graph_that_is_wrong_for_other_sizes_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The further capture is compared with the model on sizes that it was not made with."""
+    compiled = compiled_of(pruned(Tokens()), torch.randn(2, 5, FEATURES))
+    assert general_graph(compiled) is not None
+    monkeypatch.setattr("sparsecomp.artifact.general.relative_error", lambda *outputs: 0.1)
+    assert general_graph(compiled) is None
+    back = load(saved(compiled, tmp_path))
+    with pytest.raises(sparsecomp.InputError, match="dimension 1 of input 'x' was 5, is 6"):
+        back(torch.randn(2, 6, FEATURES))
 
 
 def test_another_constant_is_refused_by_name(tmp_path: Path) -> None:
