@@ -5,8 +5,11 @@ y = compiled(x)
 print(compiled.report)
 """
 
+from sparsecomp.artifact import load
 from sparsecomp.autotune import autotune
 from sparsecomp.errors import (
+    ArtifactError,
+    ArtifactWarning,
     CaptureError,
     InferenceOnlyError,
     InputError,
@@ -23,6 +26,8 @@ from sparsecomp.tuning import TunedCall, TuningReport
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArtifactError",
+    "ArtifactWarning",
     "CaptureError",
     "InferenceOnlyError",
     "InputError",
@@ -37,4 +42,5 @@ __all__ = [
     "analyze",
     "autotune",
     "compile_sparse",
+    "load",
 ]
