@@ -74,7 +74,7 @@ def fingerprint(runner: Runner, target: Target) -> str | None:
     return libraries.fingerprint(runner.code.region, machine_of(target))
 
 
-def library(runner: Runner) -> bytes:
+def shared_library(runner: Runner) -> bytes:
     """Native code of a region, as a shared library.
 
     Raises:

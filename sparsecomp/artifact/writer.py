@@ -193,7 +193,7 @@ class _Writer:
             return None
         if fingerprint not in self.fingerprints:
             try:
-                library = codegen.library(runner)
+                library = codegen.shared_library(runner)
             except ArtifactError as error:
                 LOG.warning("%s. The file holds none: loading it makes the kernels again", error)
                 return None
