@@ -42,6 +42,7 @@ bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhe
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.ssl
+	$(BIN)/python -m benchmarks.widths
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -103,7 +103,7 @@ class _Record:
 
     def __init__(self) -> None:
         self._names: dict[Key, str] = {}
-        self._roles: dict[Key, dict[str, str]] = {}
+        self._roles: dict[Key, Mapping[str, str]] = {}
         self._crossed: set[str] = set()
         """All that the model's own parameters are called; what is left of constants, new biases say, is not shown."""
         self._units: Counter[Key] = Counter()

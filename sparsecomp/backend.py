@@ -65,10 +65,10 @@ def compile_graph(
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         warnings.warn(GRADIENT, stacklevel=2)
-        return graph.forward  # type: ignore[no-any-return]
+        return graph.forward
     has_layers = any(_is_frozen(tensor) and tensor.dim() > 1 for tensor in tensors)
     if not has_layers or torch.is_autocast_enabled("cpu"):  # what runs in which type is PyTorch's to say
-        return graph.forward  # type: ignore[no-any-return]
+        return graph.forward
     compiled = CompiledGraph(graph, inputs, checked)
     _GRAPHS.add(compiled)
     call: Callable[..., Any] = disable(compiled)  # type: ignore[no-untyped-call]

@@ -95,7 +95,8 @@ def _has_own_bits(value: Tensor) -> bool:
 def _two_of_four(value: Tensor) -> Tensor:
     """Exactly, by moving the same pairs as integers."""
     packed, meta = value.packed, value.meta  # type: ignore[attr-defined]
-    return sparse_semi_structured_to_dense_cutlass(packed.view(torch.int16), meta).view(torch.float32)
+    pairs: Tensor = sparse_semi_structured_to_dense_cutlass(packed.view(torch.int16), meta)  # type: ignore[no-untyped-call]
+    return pairs.view(torch.float32)
 
 
 def _mask_of(original: str, state: Mapping[str, Tensor]) -> tuple[str, str] | None:

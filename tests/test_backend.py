@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from sparsecomp import InputError, backend
 
 ROOT = Path(__file__).parent.parent
-QUICK = {"target": "reference", "min_speedup": 0.0}
+QUICK: Any = {"target": "reference", "min_speedup": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,8 @@ def test_a_second_instance_runs_on_its_own_weights() -> None:
     """Dynamo calls the same graph with other parameters."""
 
     def block(layer: nn.Linear, x: Tensor) -> Tensor:
-        return layer(x).relu()
+        y: Tensor = layer(x).relu()
+        return y
 
     run: Any = torch.compile(block, backend="sparsecomp", options=QUICK)
     layers, x = [nn.Linear(12, 12) for _ in range(3)], torch.randn(4, 12)
@@ -173,6 +175,7 @@ def test_what_is_written_to_is_the_models() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 4)
+            self.calls: Tensor
             self.register_buffer("calls", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
@@ -274,6 +277,17 @@ def test_the_entry_point_names_the_backend(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_code_of_its_page_runs() -> None:
+    page = (ROOT / "docs" / "torch_compile.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {"__name__": "page", "print": lambda report: None}
+    for block in blocks:
+        exec(compile(block, "docs/torch_compile.md", "exec"), names)  # noqa: S102  the code of our own page
+    assert len(names["reports"]()) == 1
+    for option in backend.OPTIONS:
+        assert f"`{option}`" in page
 
 
 @pytest.mark.slow

@@ -65,6 +65,7 @@ class Kept(nn.Module):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__()
+        self.mask: Tensor
         self.register_buffer("mask", mask)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def parametrization(model: Any) -> Any:
 
 def semi_structured(weight: Tensor) -> Tensor:
     """As `torch.sparse.to_sparse_semi_structured` makes it with CUTLASS; that asks for a GPU, `.cpu()` leads here."""
-    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
+    packed, meta = sparse_semi_structured_from_dense_cutlass(weight)  # type: ignore[no-untyped-call]
     return SparseSemiStructuredTensorCUTLASS(weight.shape, packed, meta, None, None, None)
 
 
