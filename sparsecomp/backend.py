@@ -63,10 +63,11 @@ def compile_graph(
     """
     checked = _checked(options or {}, mode)
     tensors = [value for value in inputs if isinstance(value, Tensor)]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*graph.parameters(), *tensors)):
         warnings.warn(GRADIENT, stacklevel=2)
         return graph.forward
-    has_layers = any(_is_frozen(tensor) and tensor.dim() > 1 for tensor in tensors)
+    held = [*graph.parameters(), *graph.buffers(), *filter(_is_frozen, tensors)]
+    has_layers = any(tensor.dim() > 1 for tensor in held)
     if not has_layers or torch.is_autocast_enabled("cpu"):  # what runs in which type is PyTorch's to say
         return graph.forward
     compiled = CompiledGraph(graph, inputs, checked)
@@ -164,13 +165,10 @@ class Places:
     """For each of these, the dimensions that may change."""
 
     @staticmethod
-    def of(graph: fx.GraphModule, inputs: Sequence[Any]) -> Places:
+    def of(graph: fx.GraphModule, inputs: Sequence[Any], held: int) -> Places:
+        """The first `held` inputs are of a module, as are those that Dynamo takes for such."""
         nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
-        frozen = tuple(
-            i
-            for i, x in enumerate(inputs)
-            if isinstance(x, Tensor) and get_static_address_type(x) is not None
-        )
+        frozen = tuple(place for place, value in enumerate(inputs) if place < held or _is_frozen(value))
         extents: dict[str, tuple[int, int]] = {}
         moving: dict[int, dict[int, Any]] = {}
         for place, node in enumerate(nodes):
@@ -203,6 +201,8 @@ class Places:
 
 def _name(node: fx.Node) -> str:
     """L['self']._modules['conv']._parameters['weight'] -> conv.weight"""
+    if "name" in node.meta:
+        return str(node.meta["name"])
     source = getattr(node, "_dynamo_source", None)
     text = source.name if source is not None else node.name
     keys = ["".join(found) for found in _KEYS.findall(text() if callable(text) else text)]
@@ -268,16 +268,18 @@ class CompiledGraph:
 
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]) -> None:
         self.graph, self.options = graph, options
-        self.places = Places.of(graph, inputs)
+        self._lifted, self._own = _lifted(graph)
+        self.places = Places.of(self._lifted, (*self._own, *inputs), len(self._own))
         self.bindings: list[Binding] = []
         self._left = MAX_BINDINGS
         self._lock = threading.RLock()
 
-    def __call__(self, *values: Any) -> Any:
+    def __call__(self, *arguments: Any) -> Any:
+        values = (*self._own, *arguments)
         frozen = [values[place] for place in self.places.frozen]
         binding = self._found(frozen) or self._made(values, frozen)
         if binding is None or not binding.gains:
-            return self.graph.forward(*values)
+            return self.graph.forward(*arguments)
         return binding.compiled(*(values[place] for place in self.places.given))
 
     def _found(self, frozen: Sequence[Tensor]) -> Binding | None:
@@ -302,11 +304,34 @@ class CompiledGraph:
             return made
 
     def _compiled(self, values: Sequence[Any], frozen: Sequence[Tensor]) -> SparseModule:
-        bound = Bound(self.graph, self.places, frozen)
+        bound = Bound(self._lifted, self.places, frozen)
         dynamic = {"given": self.places.dynamic} if any(self.places.dynamic) else {}
         options = dict(self.options) | {"skip": _known(bound, self.options.get("skip", ()))}
         given = tuple(values[place] for place in self.places.given)
         return compile_sparse(bound, given, dynamic_shapes=dynamic, **options)
+
+
+def _lifted(graph: fx.GraphModule) -> tuple[fx.GraphModule, tuple[Tensor, ...]]:
+    """The graph with the tensors that it holds itself, where Dynamo installs them (`install_free_tensors`), as
+    arguments before all others; and these tensors."""
+    reads = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    held = {str(node.target): getattr(graph, str(node.target), None) for node in reads}
+    tensors = {target: value for target, value in held.items() if isinstance(value, Tensor)}
+    if not tensors:
+        return graph, ()
+    names = graph.meta.get("dynamo_flat_name_to_original_fqn", {})
+    lifted = fx.GraphModule(graph, fx.Graph())
+    copies: dict[fx.Node, fx.Node] = {}
+    arguments = {target: lifted.graph.placeholder(f"own_{number}") for number, target in enumerate(tensors)}
+    for target, node in arguments.items():
+        node.meta["name"] = names.get(target, target)
+    for node in graph.graph.nodes:
+        known = arguments.get(str(node.target)) if node.op == "get_attr" else None
+        copies[node] = known or lifted.graph.node_copy(node, copies.__getitem__)
+        if hasattr(node, "_dynamo_source"):
+            copies[node]._dynamo_source = node._dynamo_source
+    lifted.recompile()
+    return lifted, tuple(tensors.values())
 
 
 def _known(bound: Bound, skip: Any) -> Any:

@@ -170,6 +170,70 @@ def test_weights_that_change_all_the_time(monkeypatch: pytest.MonkeyPatch, caplo
     assert "2 sets of parameters" in caplog.text
 
 
+def test_inference_mode() -> None:
+    model = Net().eval()
+    run = compiled(model)
+    with torch.inference_mode():
+        for batch in (3, 3, 5, 7):
+            x = torch.randn(batch, 12)
+            torch.testing.assert_close(run(x)["y"], model(x)["y"], rtol=1e-4, atol=1e-5)
+    assert layers() == [["first", "second"]] * 2
+
+
+def test_a_call_that_writes_to_its_input() -> None:
+    layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
+
+    def add_one(x: Tensor) -> Tensor:
+        x += 1.0
+        y: Tensor = layer(x)
+        return y
+
+    run: Any = torch.compile(add_one, backend="sparsecomp", options=QUICK)
+    with torch.no_grad():
+        for count in (1.0, 2.0):
+            torch.testing.assert_close(run(x), layer(torch.full((2, 4), count)))
+            assert torch.equal(x, torch.full((2, 4), count))
+
+
+def test_a_tensor_of_nobody_is_an_input() -> None:
+    """A weight that no module holds may be another one at every call."""
+
+    def product(layer: nn.Linear, w: Tensor, x: Tensor) -> Tensor:
+        y: Tensor = layer(x) @ w
+        return y
+
+    run: Any = torch.compile(product, backend="sparsecomp", options=QUICK)
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with torch.no_grad():
+        for _ in range(3):
+            w = torch.randn(4, 4)
+            torch.testing.assert_close(run(layer, w, x), layer(x) @ w)
+            w.mul_(2.0)
+            torch.testing.assert_close(run(layer, w, x), layer(x) @ w)
+    assert len(backend.reports()) == 1
+
+
+def test_parameters_that_dynamo_installs_in_the_graph() -> None:
+    with torch._dynamo.config.patch(install_free_tensors=True):
+        model = Net().eval()
+        run = compiled(model)
+        for batch in (3, 3, 5, 7):
+            check(model, run, torch.randn(batch, 12))
+        assert layers() == [["first", "second"]] * 2
+        with torch.no_grad():
+            model.first.weight += 1.0
+        check(model, run, torch.randn(7, 12))
+
+
+def test_layers_that_share_a_weight() -> None:
+    model = Net().eval()
+    model.second = nn.Linear(16, 16)
+    model.first = nn.Linear(16, 16)
+    model.second.weight = model.first.weight
+    model.scale = torch.ones(16)
+    check(model, compiled(model), torch.randn(3, 16))
+
+
 def test_what_is_written_to_is_the_models() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:

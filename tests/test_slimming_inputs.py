@@ -94,8 +94,9 @@ FORWARDS = (
 )
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
-@pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
+@pytest.mark.parametrize(
+    ("forward", "shared"), [*((forward, False) for forward in FORWARDS), (one_after_the_other, True)]
+)
 def test_outputs_are_those_of_the_model(forward: Forward, shared: bool) -> None:
     model: Any = Net(forward, shared).eval()
     before = copy.deepcopy(model.state_dict())
