@@ -43,7 +43,7 @@ def dense_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     - masks and originals of `torch.nn.utils.prune` (`weight_orig`, `weight_mask`);
     - tensors in a sparse layout, or semi-structured;
     - compressed-tensors checkpoints, as `safetensors.torch.load_file` reads them: formats "sparse-bitmask" and
-      "sparse-24-bitmask" (per weight `shape`, `compressed` with the values in the order of rows, and `bitmask`,
+      "sparse-24-bitmask" (per weight `shape`, as a row or a column, `compressed` with the values in the order of rows, and `bitmask`,
       uint8, a bit per element, the lowest first, each row filled up to whole bytes).
 
     Raises:
@@ -119,13 +119,16 @@ def _decompressed(stem: str, state: Mapping[str, Tensor]) -> Tensor:
     if missing:
         raise InputError(f"the compressed weight {stem!r} lacks {', '.join(missing)}: load all files of it.")
     shape, values, bits = (state[f"{stem}.{part}"] for part in COMPRESSED)
-    sizes = tuple(int(size) for size in shape.tolist())
+    sizes = tuple(int(size) for size in shape.flatten().tolist())
     flags = np.unpackbits(bits.numpy(), axis=-1, bitorder="little")[..., : sizes[-1]].astype(bool)
     if flags.size != math.prod(sizes) or int(flags.sum()) != values.numel():
         raise InputError(
             f"the compressed weight {stem!r} of shape {sizes} has {int(flags.sum())} bits set among {flags.size} and "
             f"{values.numel()} values: the checkpoint is damaged, or of another format."
         )
-    full = torch.zeros(sizes, dtype=values.dtype)
-    full[torch.from_numpy(flags.reshape(sizes))] = values.flatten()
-    return full
+    raw = values.flatten()
+    if values.dtype.itemsize == 1:  # PyTorch moves no 8-bit floats by masks, but bytes
+        raw = raw.view(torch.uint8)
+    full = torch.zeros(sizes, dtype=raw.dtype)
+    full[torch.from_numpy(flags.reshape(sizes))] = raw
+    return full.view(values.dtype)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,12 +179,26 @@ def test_compressed_tensors(rows: int, columns: int, density: float, dtype: torc
         assert torch.equal(state["a.b.weight"], weight)
 
 
+def test_compressed_tensors_of_eight_bits() -> None:
+    mask = torch.rand(8, 16) < 0.5
+    weight = (torch.randn(8, 16) * mask).to(torch.float8_e4m3fn)
+    state = {
+        "a.shape": torch.tensor([8, 16]),
+        "a.compressed": weight.view(torch.uint8)[mask].view(weight.dtype),
+    }
+    state["a.bitmask"] = torch.from_numpy(np.packbits(mask.numpy(), axis=-1, bitorder="little"))
+    found = dense_state_dict(state)["a.weight"]
+    assert found.dtype == weight.dtype
+    assert torch.equal(found.float(), weight.float())
+
+
 def test_two_of_four_has_no_offsets_and_values_in_rows() -> None:
     weight = net()[0].weight.detach()
     mask = torch.zeros_like(weight, dtype=torch.bool)
     mask[:, 0::4] = mask[:, 3::4] = True
     state = bitmask("0.weight", weight, mask)
     del state["0.weight.row_offsets"]
+    state["0.weight.shape"] = torch.tensor([[64], [32]])  # so, as a column, in this format
     state["0.weight.compressed"] = state["0.weight.compressed"].reshape(64, 16)
     assert torch.equal(dense_state_dict(state)["0.weight"], weight)
 
@@ -227,6 +243,12 @@ def test_another_class_of_tensors() -> None:
     dense: Any = plain(model)
     assert type(dense[0].weight) is nn.Parameter
     assert torch.equal(dense[0].weight, net()[0].weight)
+
+
+def test_the_code_of_its_page_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "intake.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(block, "docs/intake.md", "exec"), {"__name__": "page"})  # noqa: S102  the code of our own page
 
 
 @pytest.mark.parametrize(
