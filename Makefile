@@ -36,7 +36,7 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead, SSL; writes benchmarks/results/
+bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead, SSL, widths; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.overhead
