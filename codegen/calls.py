@@ -6,12 +6,12 @@ To add a kernel: a file in `codegen/cpu/`, a line in `RULES`, and a case in `spe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from sparsecomp.codegen.cpu.attention import AttentionKernel, attention
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows
 from sparsecomp.codegen.cpu.cached_attention import CachedAttentionKernel, cached_attention
-from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
 from sparsecomp.codegen.cpu.norm_rows import NormRowsKernel, norm_rows
@@ -27,7 +27,7 @@ from sparsecomp.codegen.cpu.tokens import (
     exit_tokens,
 )
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.table import Frame, tile_step
+from sparsecomp.codegen.table import Address, Frame, tile_step
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import Planes, TokenRows, offsets
 from sparsecomp.region import (
@@ -47,6 +47,9 @@ from sparsecomp.region import (
 )
 from sparsecomp.work import Attention, CachedAttention, Mean, Norm, Pointwise, Pool
 
+Where = TypeVar("Where")
+"""An address, or an expression that computes one."""
+
 RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     RowsKernel: gathered_rows,
     BitmapRows: bitmap_rows,
@@ -64,9 +67,35 @@ RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
 """Which file makes which kernel."""
 
 
-def whole_items(call: Call) -> bool:
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and how it is called."""
+
+    spec: Any
+    """What it is compiled for: the key in `RULES` is its type."""
+    last: Literal["", "tokens", "vectors"]
+    """Its last argument: the number of tokens, or of vectors of columns (0 for images)."""
+    whole: bool
     """Whether one invocation does all tiles of an item."""
-    return isinstance(call, Apply) and isinstance(call.work, Attention)
+
+
+def kernel_of(call: Call, region: Region, machine: Machine) -> Kernel:
+    """The kernel that serves a call; calls that agree in it share it."""
+    whole = isinstance(call, Apply) and isinstance(call.work, Attention)
+    return Kernel(specify(call, region, machine), last_argument(call, region), whole)
+
+
+def last_argument(call: Call, region: Region) -> Literal["", "tokens", "vectors"]:
+    if _token_rows(region):
+        return "tokens"
+    match call:
+        case Enter() | Exit():
+            return "tokens" if region.tokens is not None else ""
+        case Rows():
+            return "vectors" if isinstance(call.schedule, Schedule) else ""
+        case Apply():
+            return "vectors" if isinstance(call.work, Norm) else ""
+    return ""
 
 
 # Specifications -----------------------------------------------------------------------------------------
@@ -267,7 +296,7 @@ def _reduction(
 # Arguments ----------------------------------------------------------------------------------------------
 
 
-def arguments(call: Call, frame: Frame) -> list[Expr]:
+def arguments(call: Call, frame: Frame) -> list[Address]:
     """Addresses, in the order of the kernel's parameters."""
     match call:
         case Rows():
@@ -282,7 +311,7 @@ def arguments(call: Call, frame: Frame) -> list[Expr]:
             return _apply_arguments(call, frame)
 
 
-def _rows_arguments(call: Rows, frame: Frame) -> list[Expr]:
+def _rows_arguments(call: Rows, frame: Frame) -> list[Address]:
     places = (frame.position(call.source), frame.position(call.target), frame.mask(call.target))
     operands = _operands(call.epilogue, call.vectors, call.tensors, frame)
     return order_arguments(call.schedule, frame.weight(call.weight), places, operands)
@@ -290,10 +319,10 @@ def _rows_arguments(call: Rows, frame: Frame) -> list[Expr]:
 
 def order_arguments(
     schedule: AnySchedule,
-    weight: Sequence[Expr],
-    places: tuple[Expr, Expr, Expr],
-    operands: Sequence[Expr] = (),
-) -> list[Expr]:
+    weight: Sequence[Where],
+    places: tuple[Where, Where, Where],
+    operands: Sequence[Where] = (),
+) -> list[Where]:
     """Of a layer's kernel: the parts of its stream; x, y and the mask; operands of the epilogue."""
     x, y, mask = places
     match schedule:
@@ -305,18 +334,18 @@ def order_arguments(
             return [*weight, x, y, mask, *operands]
 
 
-def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
+def _apply_arguments(call: Apply, frame: Frame) -> list[Address]:
     sources, target = [frame.position(name) for name in call.sources], frame.position(call.target)
     match call.work:
         case Attention():
             tile = frame.region.tokens
             assert tile is not None
-            starts = [start * tile.tile * 4 for start in call.work.starts]
-            parts = [source + start for source, start in zip(sources, starts, strict=True)]
-            mask = frame.input(call.plain[0]) if call.plain else frame.pointers[0]
-            return [*parts, mask, target]
+            starts = [start * tile.tile for start in call.work.starts]
+            parts = [source.after(start) for source, start in zip(sources, starts, strict=True)]
+            scores = frame.input(call.plain[0]) if call.plain else frame.nothing
+            return [*parts, scores, target]
         case CachedAttention():
-            parts = [source + start * 4 for source, start in zip(sources, call.work.starts, strict=True)]
+            parts = [source.after(start) for source, start in zip(sources, call.work.starts, strict=True)]
             return [*parts, *map(frame.input, call.plain), target]
         case Mean():
             return [*sources, target]
@@ -329,7 +358,9 @@ def _apply_arguments(call: Apply, frame: Frame) -> list[Expr]:
             return [*sources, target, frame.mask(call.target), *operands]
 
 
-def _operands(epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...], frame: Frame) -> list[Expr]:
+def _operands(
+    epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...], frame: Frame
+) -> list[Address]:
     numbers, names = iter(vectors), iter(tensors)
     operands = []
     for step in split_steps(epilogue):
@@ -343,15 +374,3 @@ def _operands(epilogue: str, vectors: tuple[int, ...], tensors: tuple[str, ...],
 
 def _token_rows(region: Region) -> bool:
     return isinstance(region.tokens, TokenRows)
-
-
-def takes_vectors(call: Call, region: Region) -> bool:
-    """Whether the kernel's last number is the count of column vectors (0 for images)."""
-    if isinstance(call, Rows):
-        return isinstance(call.schedule, Schedule)
-    return isinstance(call, Apply) and isinstance(call.work, Norm) and not _token_rows(region)
-
-
-def takes_tokens(call: Call, region: Region) -> bool:
-    """Whether the kernel's last number is the count of tokens."""
-    return _token_rows(region) or (isinstance(call, Enter | Exit) and region.tokens is not None)

@@ -68,6 +68,7 @@ class LoweredRegion:
         self._bound = [*parts, *(_padded(vector) for vector in vectors), *masks]
         # An array: to copy it, and to ask where it lies, takes less of a cold call than numpy does.
         self._table = array("q", bytes(8 * (code.table.arena + 1)))
+        self._table[code.table.calls] = code.list.numbers.buffer_info()[0]
         for place, tensor in enumerate(self._bound, start=code.table.weights):
             self._table[place] = tensor.data_ptr()
         self._followed = [
@@ -140,7 +141,7 @@ class LoweredRegion:
 
     def _table_of(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> array[int]:
         table = self._table[:]
-        for place, tensor in enumerate((*inputs, *outputs)):
+        for place, tensor in enumerate((*inputs, *outputs), start=self.code.table.inputs):
             table[place] = tensor.data_ptr()
         for place, tensor in self._followed:
             table[place] = tensor.data_ptr()

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import SLACK, value_size
 from sparsecomp.codegen.call import single
-from sparsecomp.codegen.calls import RULES, order_arguments, specify, takes_tokens, takes_vectors
+from sparsecomp.codegen.calls import RULES, last_argument, order_arguments, specify
 from sparsecomp.codegen.cpu.emit import Expr, i64
 from sparsecomp.codegen.layout import lay_out
 from sparsecomp.codegen.machine import Machine
@@ -146,6 +146,9 @@ def _extent(item: Expr, layer: Layer, space: Space, machine: Machine) -> list[Ex
     if tokens is not None:
         count = math.prod(layer.input_shape[:-1])
         left = T.bind(T.min(count - item * tokens.tile, T.int32(tokens.tile)))
-    if takes_tokens(space.call, space.region):
-        return [left]
-    return [T.truncdiv(left + (lanes - 1), T.int32(lanes))] if takes_vectors(space.call, space.region) else []
+    match last_argument(space.call, space.region):
+        case "tokens":
+            return [left]
+        case "vectors":
+            return [T.truncdiv(left + (lanes - 1), T.int32(lanes))]
+    return []

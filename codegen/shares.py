@@ -9,6 +9,11 @@ from torch import Tensor
 SHARES = 64
 """The work is cut at 64 places; a thread takes a run of shares (so up to 64 threads are served)."""
 
+WIDE = 24
+"""Vectors of columns from which on a plane is wide. Threads share a wide plane by columns: each then reads what it
+has stored itself. The cache lines of a narrow one lie too close together for one thread to leave another's alone,
+so threads share its rows or channels."""
+
 
 def balance(work: Tensor) -> Tensor:
     """int32 [SHARES + 1]: the units of work, given the work of each, at which the work so far passes each 64th."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import Arena
-from sparsecomp.codegen.cpu.emit import Expr, i64
+from sparsecomp.codegen.cpu.emit import Expr
 from sparsecomp.geometry import FLOAT, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
 from sparsecomp.region import Border, Region, Value
 
@@ -19,11 +20,13 @@ PARTS = 4
 class Table:
     """The pointers a region's function is called with, as positions in one int64 table.
 
-    inputs | outputs | (index, stream, balance, order) of each weight | vectors | masks | arena
+    list of calls | inputs | outputs | (index, stream, balance, order) of each weight | vectors | masks | arena
     """
 
     region: Region
     masks: tuple[Planes, ...]
+    calls: ClassVar[int] = 0
+    inputs: ClassVar[int] = 1
 
     @staticmethod
     def of(region: Region) -> Table:
@@ -32,7 +35,7 @@ class Table:
 
     @property
     def outputs(self) -> int:
-        return len(self.region.inputs)
+        return self.inputs + len(self.region.inputs)
 
     @property
     def weights(self) -> int:
@@ -57,59 +60,75 @@ def tile_step(value: Value) -> int:
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where a kernel finds something: what the table says, and so many bytes further on; more for each copy of the
+    arena, each item and each tile of it."""
+
+    slot: int
+    start: int = 0
+    copy: int = 0
+    item: int = 0
+    tile: int = 0
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot, self.start, self.copy, self.item, self.tile)
+
+    def after(self, floats: int) -> Address:
+        return replace(self, start=self.start + floats * FLOAT)
+
+
+@dataclass(frozen=True)
 class Frame:
-    """Where things lie while one item is computed: addresses, as int64 expressions."""
+    """Where things lie while an item is computed."""
 
     region: Region
     table: Table
     arena: Arena
-    pointers: Expr
-    """The table."""
-    item: Expr
-    base: Expr
-    """Address of the arena."""
-    tile: Expr | None = None
-    """Which tile of the item, where a sequence has several."""
 
-    def position(self, name: str) -> Expr:
-        """Address of a value's position (0, 0)."""
+    def position(self, name: str) -> Address:
+        """A value's position (0, 0)."""
         value = self.region.value[name]
-        start = self.base + (self.arena.offsets[name] + value.geometry.origin) * FLOAT
-        return start if self.tile is None else start + i64(self.tile) * (tile_step(value) * FLOAT)
+        start = self.arena.offsets[name] + value.geometry.origin
+        step = tile_step(value) if isinstance(value.geometry, Tokens) else 0
+        return Address(self.table.arena, start * FLOAT, self.arena.size * FLOAT, tile=step * FLOAT)
 
-    def input(self, index: int) -> Expr:
-        return self._border(index, self.region.inputs[index])
+    def input(self, index: int) -> Address:
+        return self._border(self.table.inputs + index, self.region.inputs[index])
 
-    def output(self, index: int) -> Expr:
+    def output(self, index: int) -> Address:
         return self._border(self.table.outputs + index, self.region.outputs[index])
 
-    def weight(self, number: int) -> list[Expr]:
+    def weight(self, number: int) -> list[Address]:
         """The tensors of its stream."""
-        return [self.pointers[self.table.weights + PARTS * number + i] for i in range(PARTS)]
+        return [Address(self.table.weights + PARTS * number + i) for i in range(PARTS)]
 
-    def vector(self, number: int) -> Expr:
-        return self.pointers[self.table.vectors + number]
+    def vector(self, number: int) -> Address:
+        return Address(self.table.vectors + number)
 
-    def mask(self, name: str) -> Expr:
-        """That of the value's grid, if its padding must be zero; else any address."""
+    @property
+    def nothing(self) -> Address:
+        """Of what a kernel takes but does not read."""
+        return Address(self.table.calls)
+
+    def mask(self, name: str) -> Address:
+        """That of the value's grid, if its padding must be zero."""
         value = self.region.value[name]
         if value.zero_pads and isinstance(value.geometry, Planes):
-            return self.pointers[self.table.mask_start + self.table.masks.index(value.geometry)]
-        return self.pointers[0]
+            return Address(self.table.mask_start + self.table.masks.index(value.geometry))
+        return self.nothing
 
-    def _border(self, position: int, border: Border) -> Expr:
+    def _border(self, slot: int, border: Border) -> Address:
         tokens = self.region.tokens
         size = border.channels * max(1, border.height * border.width)
         if border.shared:
-            return self.pointers[position]
+            return Address(slot)
         if tokens is None or border.height:
             items = 1 if tokens is None or tokens.length else tokens.tile
-            return self.pointers[position] + i64(self.item) * (items * size * FLOAT)
-        size *= tokens.length or tokens.tile
-        start = self.pointers[position] + i64(self.item) * (size * FLOAT)
-        if self.tile is None:
-            return start
-        return start + i64(self.tile) * (border.channels * tokens.tile * FLOAT)
+            return Address(slot, item=items * size * FLOAT)
+        return Address(
+            slot, item=(tokens.length or tokens.tile) * size * FLOAT, tile=tokens.tile * size * FLOAT
+        )
 
 
 def tokens_in(tokens: Tokens | TokenRows, extent: Expr, item: Expr, tile: Expr | None) -> Expr:

@@ -21,12 +21,9 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, share, splat, store
 from sparsecomp.codegen.cpu.finish import Finish, operand_pointers
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.shares import SHARES, WIDE
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Schedule
-
-WIDE = 24
-"""Vectors of columns from which on a plane is wide."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from sparsecomp.codegen.cpu.runs import (
     transposed,
 )
 from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.shares import WIDE
 from sparsecomp.region import WHOLE, Phases
 
 UNROLLED = 4
@@ -26,7 +27,7 @@ UNROLLED = 4
 SHUFFLED = 4
 """Widest step whose columns are picked from as many vectors; each phase takes one shuffle less than that."""
 HIGH = 8
-"""From so many rows on, threads share the rows: each then stores what it will read. Else they share channels."""
+"""Rows of a wide plane from which on threads share them: each then stores what it will read."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,13 @@ class RowPhase:
 
 
 def copy_planes(name: str, spec: CopyPlanes, machine: Machine) -> tvm.tirx.PrimFunc:
-    """Arguments x, y (both at position 0, 0); which part of how many. Parts share the rows of the image,
-    or the channels of a low one."""
+    """Arguments x, y (both at position 0, 0); which part of how many. Parts share the rows of a wide
+    image, the channels of others."""
     spec = spec.joined
 
     def body(x: Expr, y: Expr, part: Expr, parts: Expr) -> None:
         emit = _Emitter(spec, machine.lanes, x, y)
-        by_rows = spec.rows >= HIGH
+        by_rows = spec.rows >= HIGH and spec.rows * emit.columns >= WIDE * machine.lanes
         top, bottom = share(spec.rows, part, parts) if by_rows else (T.int32(0), T.int32(spec.rows))
         low, high = (T.int32(0), T.int32(spec.channels)) if by_rows else share(spec.channels, part, parts)
         with T.serial(high - low) as relative:

@@ -22,12 +22,11 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, share, splat
 from sparsecomp.codegen.cpu.finish import Finish, operand_pointers
 from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.shares import WIDE
 from sparsecomp.geometry import LINE
 
 TOGETHER = 4
 """Vectors of columns that share a weight and whose sums are in registers."""
-WIDE = 2 * TOGETHER
-"""From so many vectors on, threads share the columns: each then reads what it has stored itself."""
 UNROLLED = 16
 """Most taps that are written out one after the other; more run in a loop where offsets repeat themselves."""
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.arena import plan_arena
-from sparsecomp.codegen.table import Frame, Table, tile_step, tokens_in
+from sparsecomp.codegen.table import Address, Frame, Table, tile_step, tokens_in
 from sparsecomp.geometry import FLOAT, TILE, Planes, Tokens
 from sparsecomp.pattern import RowBlocks
 from sparsecomp.region import Apply, Border, Enter, Exit, Region, Rows, Schedule, Value
 from sparsecomp.work import Attention, Norm
 
-BASE, TABLE = 1 << 20, 1 << 30
-"""Address of the arena; position i of the table holds TABLE * (i + 1)."""
+TABLE = 1 << 30
+"""Position i of the table holds TABLE * i."""
 SCHEDULE = Schedule(4, 8)
-
-
-class Pointers:
-    """A table whose entries are known."""
-
-    def __getitem__(self, position: int) -> Any:
-        return T.int64(TABLE * (position + 1))
 
 
 def sequences(length: int) -> Region:
@@ -53,68 +44,72 @@ def images() -> Region:
     return Region((Border(3, 4, 4),), (Border(3, 4, 4),), values, (Enter(0, "v0"), call, Exit("v1", 0)))
 
 
-def number(expression: Any) -> int:
-    """Expressions of constants are constants."""
-    return int(expression.value)
+def frame(region: Region) -> Frame:
+    return Frame(region, Table.of(region), plan_arena(region))
 
 
-def frame(region: Region, item: int, tile: int | None = None) -> Frame:
-    arena = plan_arena(region)
-    where = None if tile is None else T.int32(tile)
-    pointers: Any = Pointers()
-    return Frame(region, Table.of(region), arena, pointers, T.int32(item), T.int64(BASE), where)
+def found(address: Address, item: int = 0, tile: int = 0) -> int:
+    """In the second copy of the arena where it is of the arena; entry i of the table is TABLE * i."""
+    return TABLE * address.slot + address.start + address.copy + item * address.item + tile * address.tile
+
+
+def position(region: Region, name: str, item: int = 0, tile: int = 0) -> int:
+    """Floats from the start of the second copy of the arena."""
+    at = frame(region)
+    start = TABLE * at.table.arena + at.arena.size * FLOAT
+    return (found(at.position(name), item, tile) - start) // FLOAT
 
 
 def test_the_parts_of_a_table_follow_one_another() -> None:
     table = Table.of(sequences(5))
-    assert (table.outputs, table.weights, table.vectors) == (2, 4, 8)
-    assert (table.mask_start, table.arena) == (11, 11)
+    assert (table.calls, table.inputs, table.outputs, table.weights, table.vectors) == (0, 1, 3, 5, 9)
+    assert (table.mask_start, table.arena) == (12, 12)
 
 
 def test_grids_with_zero_padding_have_a_mask() -> None:
     table = Table.of(images())
     assert table.masks == (Planes(4, 4, 5, 48, 16),)
     assert table.arena == table.mask_start + 1
-    at = frame(images(), 0)
-    assert number(at.mask("v0")) == TABLE * (table.mask_start + 1)
-    assert number(at.mask("v1")) == TABLE
+    at = frame(images())
+    assert found(at.mask("v0")) == TABLE * table.mask_start
+    assert at.mask("v1") == at.nothing
 
 
 def test_weights_and_vectors_are_numbered() -> None:
-    at = frame(sequences(5), 0)
-    assert [number(address) for address in at.weight(0)] == [TABLE * i for i in (5, 6, 7, 8)]
-    assert number(at.vector(2)) == TABLE * 11
+    at = frame(sequences(5))
+    assert [found(address) for address in at.weight(0)] == [TABLE * i for i in (5, 6, 7, 8)]
+    assert found(at.vector(2)) == TABLE * 11
 
 
 def test_images_lie_one_after_the_other() -> None:
-    at, offsets = frame(images(), 3), plan_arena(images()).offsets
-    assert number(at.input(0)) == TABLE + 3 * 48 * FLOAT
-    assert number(at.position("v0")) == BASE + (offsets["v0"] + 16) * FLOAT
+    at = frame(images())
+    assert found(at.input(0), item=3) == TABLE + 3 * 48 * FLOAT
+    assert position(images(), "v0", item=3) == at.arena.offsets["v0"] + 16, "in the arena they take turns"
 
 
-@pytest.mark.parametrize("tile", [None, 0, 2])
-def test_tiles_of_a_sequence_follow_one_another(tile: int | None) -> None:
+@pytest.mark.parametrize("tile", [0, 2])
+def test_tiles_of_a_sequence_follow_one_another(tile: int) -> None:
     region = sequences(300)
-    at, offsets, along = frame(region, 3, tile), plan_arena(region).offsets, tile or 0
-    assert number(at.input(0)) == TABLE + (3 * 300 + along * TILE) * 12 * FLOAT
-    assert number(at.output(0)) == 3 * TABLE + (3 * 300 + along * TILE) * 24 * FLOAT
-    assert number(at.output(1)) == 4 * TABLE + (3 * 300 + along * TILE) * 8 * FLOAT
-    assert number(at.position("v0")) == BASE + (offsets["v0"] + along * 16 * TILE) * FLOAT
-    assert number(at.position("v1")) == BASE + (offsets["v1"] + along * 24 * TILE) * FLOAT
+    at = frame(region)
+    offsets = at.arena.offsets
+    assert found(at.input(0), 3, tile) == TABLE + (3 * 300 + tile * TILE) * 12 * FLOAT
+    assert found(at.output(0), 3, tile) == 3 * TABLE + (3 * 300 + tile * TILE) * 24 * FLOAT
+    assert found(at.output(1), 3, tile) == 4 * TABLE + (3 * 300 + tile * TILE) * 8 * FLOAT
+    assert position(region, "v0", 3, tile) == offsets["v0"] + tile * 16 * TILE
+    assert position(region, "v1", 3, tile) == offsets["v1"] + tile * 24 * TILE
 
 
 def test_a_score_mask_is_that_of_the_item_unless_all_share_it() -> None:
     region = sequences(5)
-    assert number(frame(region, 3).input(1)) == 2 * TABLE + 3 * (2 * 5 * 16) * FLOAT
+    assert found(frame(region).input(1), item=3) == 2 * TABLE + 3 * (2 * 5 * 16) * FLOAT
     shared = Region(
         (*region.inputs[:1], Border(2, 5, 16, shared=True)), region.outputs, region.values, region.calls
     )
-    assert number(frame(shared, 3).input(1)) == 2 * TABLE
+    assert found(frame(shared).input(1), item=3) == 2 * TABLE
 
 
 def test_tokens_that_stand_alone_are_cut_into_tiles() -> None:
-    region = sequences(0)
-    assert number(frame(region, 2).input(0)) == TABLE + 2 * TILE * 12 * FLOAT
+    assert found(frame(sequences(0)).input(0), item=2) == TABLE + 2 * TILE * 12 * FLOAT
 
 
 def test_stored_channels_fill_the_last_block() -> None:
@@ -143,4 +138,4 @@ def test_the_last_tile_may_be_partly_filled(
 ) -> None:
     monkeypatch.setattr(T, "bind", lambda expression: expression)
     where = None if tile is None else T.int32(tile)
-    assert number(tokens_in(tokens, T.int32(extent), T.int32(item), where)) == expected
+    assert int(tokens_in(tokens, T.int32(extent), T.int32(item), where).value) == expected
