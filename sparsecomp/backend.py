@@ -161,6 +161,8 @@ class Places:
     """Argument that is a size -> the argument and dimension that has it."""
     given: tuple[int, ...]
     """All others."""
+    numbers: tuple[int, ...]
+    """Those of them that are no tensors: a graph is compiled for their values."""
     dynamic: tuple[dict[int, Any] | None, ...]
     """For each of these, the dimensions that may change."""
 
@@ -187,7 +189,9 @@ class Places:
         }
         given = tuple(place for place in range(len(nodes)) if place not in frozen and place not in sizes)
         names = _unique([_name(nodes[place]) for place in frozen])
-        return Places(len(nodes), frozen, names, sizes, given, tuple(moving.get(place) for place in given))
+        numbers = tuple(place for place in given if not isinstance(inputs[place], Tensor))
+        changing = tuple(moving.get(place) for place in given)
+        return Places(len(nodes), frozen, names, sizes, given, numbers, changing)
 
     def merged(self, given: Sequence[Any], frozen: Sequence[Tensor]) -> list[Any]:
         """All arguments of the graph."""
@@ -232,18 +236,20 @@ class Frozen:
     def of(tensors: Sequence[Tensor]) -> Frozen:
         return Frozen(tuple(map(weakref.ref, tensors)), tuple(map(_state, tensors)))
 
-    def are(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether they are the same tensors, whatever their contents."""
-        return all(known() is tensor for known, tensor in zip(self.tensors, tensors, strict=True))
-
     def hold(self, tensors: Sequence[Tensor]) -> bool:
-        return self.are(tensors) and all(
-            state == _state(tensor) for state, tensor in zip(self.states, tensors, strict=True)
+        """Whether these are they, not written to since."""
+        return all(
+            known() is tensor and state == _state(tensor)
+            for known, state, tensor in zip(self.tensors, self.states, tensors, strict=True)
         )
 
     @property
-    def lost(self) -> bool:
-        return any(known() is None for known in self.tensors)
+    def current(self) -> bool:
+        """Whether a call could still bring them: they are there, and were not written to."""
+        tensors = [known() for known in self.tensors]
+        return all(tensor is not None for tensor in tensors) and self.hold(
+            [t for t in tensors if t is not None]
+        )
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:
@@ -252,9 +258,10 @@ def _state(tensor: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Binding:
-    """A graph compiled for one set of parameters."""
+    """A graph compiled for one set of parameters, and for the numbers among its arguments that are no sizes."""
 
     frozen: Frozen
+    numbers: tuple[Any, ...]
     compiled: SparseModule
 
     @property
@@ -277,23 +284,26 @@ class CompiledGraph:
     def __call__(self, *arguments: Any) -> Any:
         values = (*self._own, *arguments)
         frozen = [values[place] for place in self.places.frozen]
-        binding = self._found(frozen) or self._made(values, frozen)
+        numbers = tuple(values[place] for place in self.places.numbers)
+        binding = self._found(frozen, numbers) or self._made(values, frozen, numbers)
         if binding is None or not binding.gains:
             return self.graph.forward(*arguments)
         return binding.compiled(*(values[place] for place in self.places.given))
 
-    def _found(self, frozen: Sequence[Tensor]) -> Binding | None:
-        return next((binding for binding in self.bindings if binding.frozen.hold(frozen)), None)
+    def _found(self, frozen: Sequence[Tensor], numbers: tuple[Any, ...]) -> Binding | None:
+        known = (found for found in self.bindings if found.numbers == numbers)
+        return next((found for found in known if found.frozen.hold(frozen)), None)
 
-    def _made(self, values: Sequence[Any], frozen: Sequence[Tensor]) -> Binding | None:
+    def _made(
+        self, values: Sequence[Any], frozen: Sequence[Tensor], numbers: tuple[Any, ...]
+    ) -> Binding | None:
         """None where it was compiled often enough."""
         with self._lock:
-            found = self._found(frozen)
+            found = self._found(frozen, numbers)
             if found is not None or self._left <= 0:
                 return found  # another thread was first
-            made = Binding(Frozen.of(frozen), self._compiled(values, frozen))
-            others = [old for old in self.bindings if not old.frozen.lost and not old.frozen.are(frozen)]
-            self.bindings = [*others, made]
+            made = Binding(Frozen.of(frozen), numbers, self._compiled(values, frozen))
+            self.bindings = [*(old for old in self.bindings if old.frozen.current), made]
             self._left -= 1
             if not made.compiled.report.layers:
                 self._left = 0  # whatever the parameters, there is nothing to gain

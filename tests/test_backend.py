@@ -110,6 +110,42 @@ def test_numbers_that_change() -> None:
         check(model, run, torch.randn(3, 12), factor)
 
 
+def test_whole_numbers_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph is compiled for each, a few times."""
+    monkeypatch.setattr(backend, "MAX_BINDINGS", 3)
+    model = Net().eval()
+
+    def steps(x: Tensor, step: int) -> Tensor:
+        y: Tensor = model(x)["y"] * step
+        return y
+
+    run: Any = torch.compile(steps, backend="sparsecomp", options=QUICK)
+    x = torch.randn(3, 12)
+    with torch.no_grad():
+        for step in (2, 3, 4, 5, 6, 7, 4):
+            torch.testing.assert_close(run(x, step), steps(x, step))
+    assert len(backend.reports()) == 1 + 3  # the first call's graph is for 2 alone
+    assert all(report.notes == () for report in backend.reports())
+
+
+def test_a_graph_without_inputs() -> None:
+    layer, table = nn.Linear(4, 4), nn.Parameter(torch.randn(6, 4))
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.table = layer, table
+
+        def forward(self) -> Tensor:
+            y: Tensor = self.layer(self.table)
+            return y
+
+    model = Constant().eval()
+    run: Any = torch.compile(model, backend="sparsecomp", options=QUICK)
+    with torch.no_grad():
+        torch.testing.assert_close(run(), model())
+
+
 def test_images_of_other_sizes() -> None:
     class Images(nn.Module):
         def __init__(self) -> None:
