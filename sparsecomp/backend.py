@@ -19,7 +19,7 @@ import re
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,17 +171,12 @@ class Places:
         """The first `held` inputs are of a module, as are those that Dynamo takes for such."""
         nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
         frozen = tuple(place for place, value in enumerate(inputs) if place < held or _is_frozen(value))
+        values = {place: node.meta.get("example_value") for place, node in enumerate(nodes)}
         extents: dict[str, tuple[int, int]] = {}
         moving: dict[int, dict[int, Any]] = {}
-        for place, node in enumerate(nodes):
-            value = node.meta.get("example_value")
-            for axis, size in enumerate(
-                value.shape if isinstance(value, Tensor) and place not in frozen else ()
-            ):
-                if isinstance(size, torch.SymInt):
-                    extents.setdefault(str(size), (place, axis))
-                    moving.setdefault(place, {})[axis] = Dim.AUTO
-        values = {place: node.meta.get("example_value") for place, node in enumerate(nodes)}
+        for place, axis, size in _changing_sizes(values, frozen):
+            extents.setdefault(size, (place, axis))
+            moving.setdefault(place, {})[axis] = Dim.AUTO
         sizes = {
             place: extents[str(value)]
             for place, value in values.items()
@@ -201,6 +196,15 @@ class Places:
         for place, (tensor, axis) in self.sizes.items():
             values[place] = values[tensor].shape[axis]
         return values
+
+
+def _changing_sizes(values: Mapping[int, Any], frozen: Sequence[int]) -> Iterator[tuple[int, int, str]]:
+    """Argument, dimension and size of what Dynamo's examples leave open."""
+    for place, value in values.items():
+        if isinstance(value, Tensor) and place not in frozen:
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    yield place, axis, str(size)
 
 
 def _name(node: fx.Node) -> str:
@@ -246,14 +250,14 @@ class Frozen:
     @property
     def current(self) -> bool:
         """Whether a call could still bring them: they are there, and were not written to."""
-        tensors = [known() for known in self.tensors]
-        return all(tensor is not None for tensor in tensors) and self.hold(
-            [t for t in tensors if t is not None]
-        )
+        alive = [tensor for known in self.tensors if (tensor := known()) is not None]
+        return len(alive) == len(self.tensors) and self.hold(alive)
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else int(tensor._version)
+    has_address = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+    version = 0 if tensor.is_inference() else int(tensor._version)
+    return tensor.data_ptr() if has_address else 0, version
 
 
 @dataclass(frozen=True)
