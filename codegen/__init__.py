@@ -63,18 +63,28 @@ def identity(target: Target) -> dict[str, str]:
     return {"device": device_of(machine_of(target)), "versions": versions()}
 
 
-def native_code(runner: Runner) -> tuple[str, bytes] | None:
-    """Fingerprint and shared library of a region; None of one that has no native code.
+def fingerprint(runner: Runner, target: Target) -> str | None:
+    """Equal for regions whose native code is the same; None of one that has no native code."""
+    from sparsecomp.codegen import library as libraries
+    from sparsecomp.codegen.lowered_region import LoweredRegion
+    from sparsecomp.codegen.machine import machine_of
+
+    if not isinstance(runner, LoweredRegion):
+        return None
+    return libraries.fingerprint(runner.code.region, machine_of(target))
+
+
+def shared_library(runner: Runner) -> bytes:
+    """Native code of a region, as a shared library.
 
     Raises:
         ArtifactError: it cannot be linked: there is no C compiler.
     """
-    from sparsecomp.codegen.library import fingerprint, library_of
+    from sparsecomp.codegen.library import library_of
     from sparsecomp.codegen.lowered_region import LoweredRegion
 
-    if not isinstance(runner, LoweredRegion):
-        return None
-    return fingerprint(runner.code.region), library_of(runner.code)
+    assert isinstance(runner, LoweredRegion)
+    return library_of(runner.code)
 
 
 def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, library: bytes) -> object:
@@ -88,12 +98,10 @@ def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, li
     from sparsecomp.codegen.lowered_region import laid_out
     from sparsecomp.codegen.machine import machine_of
 
-    region, _ = laid_out(body, streams)
-    if libraries.fingerprint(region) != fingerprint:
-        raise ArtifactError(
-            "its native code is that of another region, or was made by other code of this library"
-        )
-    return libraries.adopt(region, machine_of(target), library)
+    (region, _), machine = laid_out(body, streams), machine_of(target)
+    if libraries.fingerprint(region, machine) != fingerprint:
+        raise ArtifactError("its native code is that of another region")
+    return libraries.adopt(region, machine, library)
 
 
 def meter(target: Target, threads: int) -> Cost:

@@ -11,10 +11,12 @@ from pathlib import Path
 import tvm
 
 from sparsecomp.codegen.arena import plan_arena
-from sparsecomp.codegen.compiled_region import MAIN, Code, compile_region
+from sparsecomp.codegen.call_list import CallList
+from sparsecomp.codegen.compiled_region import Code, compile_region
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Table
 from sparsecomp.codegen.threads import share_pytorch_threads
+from sparsecomp.codegen.walk_calls import MAIN
 from sparsecomp.errors import ArtifactError
 from sparsecomp.region import Region
 
@@ -75,12 +77,16 @@ def adopt(region: Region, machine: Machine, library: bytes) -> Code:
                 run = module[MAIN]
             except Exception as error:
                 raise ArtifactError(f"its native code cannot be loaded: {error}") from error
-        code = Code(region, Table.of(region), plan_arena(region), region.calls, run, module)
+        table, arena = Table.of(region), plan_arena(region)
+        listed = CallList.of(region.calls, region, table, arena, machine)
+        code = Code(region, table, arena, region.calls, listed, run, module)
         _remember(code, library)
         _KNOWN[region, machine] = code
         return code
 
 
-def fingerprint(region: Region) -> str:
-    """Of everything that a region's code depends on but the machine and the versions."""
-    return hashlib.sha256(repr(region).encode()).hexdigest()
+def fingerprint(region: Region, machine: Machine) -> str:
+    """Of everything that a region's code depends on but the machine and the versions: its kernels, not its calls."""
+    listed = CallList.of(region.calls, region, Table.of(region), plan_arena(region), machine)
+    described = repr((listed.kernels, listed.counts, region.tokens))
+    return hashlib.sha256(described.encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from sparsecomp.kept import Kept
 
 
-def new_values(compiled: Kept, model: nn.Module) -> dict[str, Tensor]:
-    """Path in the compiled module's model -> value in `model`.
+def new_values(compiled: Kept, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Each tensor of the compiled module's model with its value in `model`.
 
     Raises:
         InputError: as `update_weights`.
@@ -45,7 +45,7 @@ def new_values(compiled: Kept, model: nn.Module) -> dict[str, Tensor]:
     skeleton = compiled._skeleton
     given = Skeleton(model_of(model)).module
     hollow = {id(tensor): name for name, tensor in skeleton.hollows.items()}
-    values: dict[str, Tensor] = {}
+    values: list[tuple[Tensor, Tensor]] = []
     for path, old in _tensors(skeleton.module, skeleton.hollows):
         value = _given(given, path)
         if (value.shape, value.dtype) != (old.shape, old.dtype):
@@ -55,7 +55,7 @@ def new_values(compiled: Kept, model: nn.Module) -> dict[str, Tensor]:
             )
         if id(old) in hollow:
             _check_pattern(path, compiled._weight(hollow[id(old)]), value)
-        values[path] = value
+        values.append((old, value))
     return values
 
 
@@ -100,7 +100,9 @@ def _uncut(layer: Layer) -> Layer:
     return replace(layer, weight=full_name(layer.weight))
 
 
-def executables_with(compiled: Kept, values: Mapping[str, Tensor]) -> tuple[Compiler, list[Variant]]:
+def executables_with(
+    compiled: Kept, values: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Compiler, list[Variant]]:
     """A compiler that holds the new weights, and the variants with them. The model's other tensors are changed.
 
     Raises:
@@ -108,13 +110,12 @@ def executables_with(compiled: Kept, values: Mapping[str, Tensor]) -> tuple[Comp
     """
     skeleton, old = compiled._skeleton, compiled._compiler
     hollow = {id(tensor) for tensor in skeleton.hollows.values()}
-    tensors = [(attribute(skeleton.module, path), value) for path, value in values.items()]
-    plain = [(tensor, value) for tensor, value in tensors if id(tensor) not in hollow]
+    plain = [(tensor, value) for tensor, value in values if id(tensor) not in hollow]
     before = [tensor.detach().clone() for tensor, _ in plain]
     compiler = Compiler(old.options)
     compiler.settled = _AnyCut({_uncut(layer): choice for layer, choice in (old.settled or {}).items()})
     names = {id(tensor): name for name, tensor in skeleton.hollows.items()}
-    packed = {names[id(tensor)]: value for tensor, value in tensors if id(tensor) in names}
+    packed = {names[id(tensor)]: value for tensor, value in values if id(tensor) in names}
     with on_trial():
         try:
             for tensor, value in plain:

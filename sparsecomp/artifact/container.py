@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def read(file: IO[bytes], size: int, name: str) -> Contents:
         raise ArtifactError(f"{name}: {error}") from None
     except (zipfile.BadZipFile, ValueError, KeyError, OSError, EOFError, NotImplementedError) as error:
         raise ArtifactError(f"{name} is no saved module, or is damaged: {error}.") from error
-    except (RuntimeError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (RuntimeError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise ArtifactError(f"{name} is damaged: {error}.") from error
     return Contents(manifest, digest_of(text), sections)
 

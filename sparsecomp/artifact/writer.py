@@ -188,15 +188,15 @@ class _Writer:
         }
 
     def _code(self, runner: Any) -> dict[str, str] | None:
-        try:
-            found = codegen.native_code(runner)
-        except ArtifactError as error:
-            LOG.warning("%s. The file holds none: loading it makes the kernels again", error)
+        fingerprint = codegen.fingerprint(runner, self.compiler.options.target)
+        if fingerprint is None:
             return None
-        if found is None:
-            return None
-        fingerprint, library = found
         if fingerprint not in self.fingerprints:
+            try:
+                library = codegen.shared_library(runner)
+            except ArtifactError as error:
+                LOG.warning("%s. The file holds none: loading it makes the kernels again", error)
+                return None
             name = f"code/{len(self.libraries)}.so"
             self.fingerprints[fingerprint], self.libraries[name] = name, library
         return {"fingerprint": fingerprint, "section": self.fingerprints[fingerprint]}
