@@ -24,7 +24,7 @@ from sparsecomp.cli.inputs import FORM, InputSpec, example
 from sparsecomp.cli.models import Example, load_example
 from sparsecomp.cli.options import CodeTarget, Inputs, Json, ModelOrArtifact, Quiet, Seed, Threads
 from sparsecomp.cli.rivals import RIVALS, Run, eager, missing
-from sparsecomp.compare import relative_error
+from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.errors import InputError
 from sparsecomp.module import SparseModule
 from sparsecomp.progress import Watch, watching
@@ -253,13 +253,17 @@ def _text(data: Mapping[str, Any]) -> str:
             "+- iqr": _format(row["iqr_ms"], "{:.3f}"),
             "over eager": _format(row["over_eager"], "{:.2f}x"),
             "error": _format(row["error"], "{:.1e}"),
-            "note": row["failed"] or "",
+            "note": row["failed"] or _warning(row["error"]),
         }
         for row in data["contestants"]
     ]
     gains = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in data["speedups"].items())
     tail = f"\n\nsparsecomp: {gains}" if gains else ""
     return f"{head}\n\n{table(rows, ('ms', '+- iqr', 'over eager', 'error'))}{tail}"
+
+
+def _warning(error: float | None) -> str:
+    return "outputs differ from PyTorch's" if error is not None and error > TOLERANCE else ""
 
 
 def _format(value: float | None, form: str) -> str:

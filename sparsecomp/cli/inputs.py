@@ -94,8 +94,8 @@ def _check_fits(dtype: torch.dtype, low: float | None, high: float | None, text:
     if dtype.is_floating_point:
         return
     least, largest = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    ends = [low] * (low is not None) + [high - 1] * (high is not None)  # type: ignore[operator, list-item]
-    if any(not least <= end <= largest for end in ends):
+    last = None if high is None else high - 1
+    if any(end is not None and not least <= end <= largest for end in (low, last)):
         raise InputError(f"{text!r}: the type holds numbers from {least} to {largest}.")
 
 
