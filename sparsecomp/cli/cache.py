@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
 
+from sparsecomp.cache import cache_folder
 from sparsecomp.cli.answer import SIZES, answer, at_work, size, table
 from sparsecomp.cli.options import Json, Quiet
 
@@ -53,10 +55,7 @@ def list_files(as_json: Json = False, quiet: Quiet = False) -> None:
 
 
 def _listing() -> dict[str, Any]:
-    from collections import Counter
-
     from sparsecomp.cli.database import read_database
-    from sparsecomp.codegen.timings import cache_folder
 
     folder = cache_folder()
     paths = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sparsecomp.cache import cache_folder
 from sparsecomp.cli.answer import answer, at_work, table
 from sparsecomp.cli.options import Json, Quiet, Threads
 
@@ -49,7 +50,6 @@ def devices(threads: Threads = None, as_json: Json = False, quiet: Quiet = False
 def this_host() -> dict[str, Any]:
     """What the compiler knows of this machine."""
     from sparsecomp.codegen.machine import cpu_model, machine_of
-    from sparsecomp.codegen.timings import cache_folder
     from sparsecomp.target import Target
 
     machine = machine_of(Target())

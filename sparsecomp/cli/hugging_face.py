@@ -33,7 +33,7 @@ def read_folder(name: str, seed: int) -> Example:
         )
     model = _model(name)
     stored = model.config.dtype
-    notes = ()
+    notes: tuple[str, ...] = ()
     if stored not in (None, torch.float32):
         notes = (f"its weights, stored as {str(stored).removeprefix('torch.')}, run as float32",)
     model = model.float()

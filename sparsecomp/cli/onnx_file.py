@@ -27,6 +27,8 @@ def read_onnx(name: str, seed: int) -> Example:
             f"{name}: reading ONNX needs {error.name}: pip install 'sparsecomp[onnx]'. Or export the model with "
             "torch.export.save and give that file."
         ) from None
+    except Exception as error:  # of torchvision, say, that does not fit the installed PyTorch
+        raise InputError(f"{name}: onnx2torch cannot be imported: {type(error).__name__}: {error}") from error
     try:
         content = onnx.load(Path(name))
         model = onnx2torch.convert(content)

@@ -34,7 +34,8 @@ def torch_compile(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """`torch.compile`, its weights frozen into the graph."""
     from torch._inductor import config
 
-    run = eager(torch.compile(model), args, kwargs)
+    compiled: Any = torch.compile(model)
+    run = eager(compiled, args, kwargs)
     with config.patch(freezing=True):
         run()
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 import sparsecomp
 from sparsecomp.cli import bench as benching
 from sparsecomp.cli.rivals import RIVALS
+from sparsecomp.progress import Watch
 from tests.cli.nets import SMALL, as_json, refusal, run, small, usage_error
 
 QUICK = (SMALL, "--target", "reference", "--threads", "1")
@@ -31,6 +34,16 @@ def test_help_names_every_command_and_the_version_is_the_packages() -> None:
     for name in ("analyze", "compile", "tune", "bench", "report", "devices", "cache"):
         assert f" {name} " in told
     assert run("--version").stdout.strip() == sparsecomp.__version__
+
+
+def test_the_installed_command_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    command = EntryPoint("sparsecomp", settings["project"]["scripts"]["sparsecomp"], "console_scripts").load()
+    for words, code in (("--version", 0), ("analyze nothing", 1), ("analyze", 2)):
+        monkeypatch.setattr("sys.argv", ["sparsecomp", *words.split()])
+        with pytest.raises(SystemExit) as left:
+            command()
+        assert left.value.code == code
 
 
 def test_analyze_tells_the_structure_as_text_and_as_data() -> None:
@@ -149,7 +162,7 @@ def test_rounds_turn_so_that_nobody_follows_the_same_neighbour() -> None:
     def contestant(name: str) -> benching.Contestant:
         return benching.Contestant(name, lambda: order.append(name))
 
-    benching._time([contestant("a"), contestant("b"), contestant("c")], 3, benching.Watch())
+    benching._time([contestant("a"), contestant("b"), contestant("c")], 3, Watch())
     assert "".join(order[6:]) == "abcbcacab"
 
 
@@ -182,7 +195,7 @@ def test_devices_describes_this_host() -> None:
             ("report", SMALL, "--target", "gpu"),
             "target 'gpu' is not known. Use one of cpu, reference, or cpu:NAME",
         ),
-        (("analyze", SMALL, "--threads", "0"), "0 is not in the range x>=1"),
+        (("analyze", SMALL, "--threads", "0"), "Invalid value for '--threads'"),
         (("bench", SMALL, "--against", "numpy"), "'numpy' is not known; name some of eager, torch.compile"),
         (("tune", SMALL, "--seconds", "1", "--trials", "1"), "give --seconds or --trials, not both"),
         (("tune", SMALL, "--device", "rpc://x"), "cannot be read. Write rpc://host:port/key"),

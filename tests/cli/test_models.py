@@ -104,3 +104,14 @@ def test_onnx_without_its_converter_names_what_to_install(
     monkeypatch.setitem(sys.modules, "onnx2torch", None)
     with pytest.raises(InputError, match=r"needs onnx2torch: pip install 'sparsecomp\[onnx\]'"):
         load_example(str(tmp_path / "m.onnx"), (), 0)
+
+
+def test_an_onnx_file_is_converted(tmp_path: Path) -> None:
+    pytest.importorskip("onnx2torch")
+    pytest.importorskip("onnxscript")
+    path, model, x = tmp_path / "m.onnx", nn.Linear(4, 3).eval(), torch.ones(2, 4)
+    torch.onnx.export(model, (x,), path, dynamo=True, verbose=False, external_data=False)
+    found = load_example(str(path), (), 0)
+    assert found.args is not None
+    assert [tuple(one.shape) for one in found.args] == [(2, 4)]
+    assert torch.allclose(found.module(x), model(x))
