@@ -103,16 +103,16 @@ def bench(
         raise typer.BadParameter(
             "a .sparsecomp file is timed alone: bench MODEL --compiled FILE compares it."
         )
-    with at_work(quiet), watching(False) as watch, torch.random.fork_rng(devices=[]):
+    with at_work(quiet), torch.random.fork_rng(devices=[]):
         if is_artifact(model):
             contestants = [_artifact(model, inputs or (), seed)]
         else:
             ready = None if compiled is None else loaded(str(compiled))
             found = load_example(model, inputs or (), seed)
             found.tell()
-            own = partial(_own, ready, found, target, threads)
-            contestants = _contestants(found, own, _names(against), watch)
-        _time(contestants, rounds, watch)
+            contestants = _contestants(found, partial(_own, ready, found, target, threads), _names(against))
+        with watching(False) as watch:
+            _time(contestants, rounds, watch)
         data = _data(model, contestants, rounds)
     answer(_text(data), data, as_json)
 
@@ -146,10 +146,11 @@ def _own(ready: SparseModule | None, found: Example, target: Target | None, thre
     return eager(ready, found.args or (), found.kwargs)
 
 
-def _contestants(
-    found: Example, own: Callable[[], Run], names: Sequence[str], watch: Watch
-) -> list[Contestant]:
-    """All that are to run, compiled, each compared with eager PyTorch. An error of sparsecomp itself is raised."""
+def _contestants(found: Example, own: Callable[[], Run], names: Sequence[str]) -> list[Contestant]:
+    """All that are to run, compiled, each compared with eager PyTorch. An error of sparsecomp itself is raised.
+
+    Compiling shows a bar of its own, and two at once cannot be shown.
+    """
     model, args = found.module, found.args or ()
     run_eager = eager(model, args, found.kwargs)
     try:
@@ -158,14 +159,15 @@ def _contestants(
         raise InputError(
             f"{found.name} cannot be run on these inputs: {type(error).__name__}: {error}"
         ) from error
-    contestants = []
-    watch.stage("compiling", len(names) + 1)
-    for name in names:
-        watch.item(name)
-        contestants.append(_rival(name, model, args, found.kwargs, expected))
-    watch.item(OWN)
     run = own()
-    return [*contestants, Contestant(OWN, run, error=_error(run(), expected))]
+    ours = Contestant(OWN, run, error=_error(run(), expected))
+    contestants = []
+    with watching(False) as watch:
+        watch.stage("compiling others", len(names))
+        for name in names:
+            watch.item(name)
+            contestants.append(_rival(name, model, args, found.kwargs, expected))
+    return [*contestants, ours]
 
 
 def _rival(

@@ -29,10 +29,24 @@ from sparsecomp.errors import InputError
 from sparsecomp.module import SparseModule
 from sparsecomp.target import Target
 
+
+def _artifact_path(path: Path) -> Path:
+    if path.suffix.lower() != ARTIFACT:
+        raise typer.BadParameter(
+            f"call it {path.stem or 'm'}{ARTIFACT}: by that, report and bench know what it is."
+        )
+    return path
+
+
 Output = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", metavar="FILE", help="The file to write: m.sparsecomp.", show_default=False
+        "--output",
+        "-o",
+        callback=_artifact_path,
+        metavar="FILE",
+        help="The file to write: m.sparsecomp.",
+        show_default=False,
     ),
 ]
 

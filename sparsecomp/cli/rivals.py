@@ -4,6 +4,8 @@ threads as PyTorch does, and computes in float32; one that cannot run the model 
 from __future__ import annotations
 
 import inspect
+import logging
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -75,7 +77,12 @@ def openvino(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _onnx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-    program = torch.onnx.export(model, args, kwargs=dict(kwargs), dynamo=True, verbose=False)
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it warns of packages that the model does not need
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(model, args, kwargs=dict(kwargs), dynamo=True, verbose=False)
     assert program is not None
     exported: bytes = program.model_proto.SerializeToString()
     return exported

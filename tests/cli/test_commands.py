@@ -94,7 +94,9 @@ def test_a_failed_compilation_leaves_the_old_file_whole(tmp_path: Path) -> None:
 def test_the_output_is_checked_before_the_model_is_read(tmp_path: Path) -> None:
     absent = tmp_path / "absent" / "m.sparsecomp"
     assert "there is no folder" in refusal("compile", "nothing", "-o", str(absent))
-    assert "is a folder: name a file in it" in refusal("compile", "nothing", "-o", str(tmp_path))
+    (tmp_path / "folder.sparsecomp").mkdir()
+    told = refusal("compile", "nothing", "-o", str(tmp_path / "folder.sparsecomp"))
+    assert "is a folder: name a file in it" in told
 
 
 def test_bench_times_all_in_one_table(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +191,10 @@ def test_devices_describes_this_host() -> None:
     [
         (("analyze",), "Missing argument 'MODEL'"),
         (("compile", SMALL), "Missing option '--output'"),
+        (
+            ("compile", SMALL, "-o", "m.pt2"),
+            "call it m.sparsecomp: by that, report and bench know what it is",
+        ),
         (("nonsense",), "No such command 'nonsense'"),
         (("analyze", SMALL, "--input", "5"), "'5' is no input: write [NAME=]DTYPE:SHAPE[:RANGE]"),
         (
