@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -123,11 +124,17 @@ def is_artifact(name: str) -> bool:
 
 
 def loaded(name: str) -> SparseModule:
-    """
+    """What of the file could not be used is a note on standard error.
+
     Raises:
         ArtifactError: there is no such file, or it is damaged, foreign, or of another format.
     """
-    return sparsecomp.load(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = sparsecomp.load(name)
+    for warning in caught:
+        typer.echo(f"note: {warning.message}", err=True)
+    return module
 
 
 def check_writable(path: Path) -> None:

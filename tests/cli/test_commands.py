@@ -83,6 +83,23 @@ def test_report_of_a_file_and_of_a_model(artifact: Path) -> None:
     assert as_json("report", *QUICK)["target"] == "reference (plain PyTorch)"
 
 
+def test_of_a_file_from_elsewhere_a_note_says_what_is_made_again(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path))
+    result = run("report", str(artifact))
+    assert result.stderr.startswith("note: ")
+    assert "2 of 2 layers converted" in result.stdout
+    assert run("report", str(artifact), "--quiet").stderr == ""
+
+
+def test_a_damaged_file_is_named(artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cut.sparsecomp"
+    path.write_bytes(artifact.read_bytes()[:-100])
+    for words in (("report", str(path)), ("bench", SMALL, "--compiled", str(path))):
+        assert refusal(*words).startswith(str(path))
+
+
 def test_a_failed_compilation_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "m.sparsecomp"
     path.write_bytes(b"old")
