@@ -47,7 +47,7 @@ KINDS = {
         inspect.Parameter.VAR_KEYWORD,
     )
 }
-_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+_PATH = re.compile(r"\w+(\.\w+)*")
 Leaves = Mapping[str, tuple[TensorInput | Constant, ...]]
 
 

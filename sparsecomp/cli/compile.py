@@ -26,7 +26,7 @@ from sparsecomp.cli.options import (
     Skip,
     Threads,
 )
-from sparsecomp.errors import InputError
+from sparsecomp.errors import ArtifactError, InputError
 from sparsecomp.module import SparseModule
 from sparsecomp.target import Target
 
@@ -68,10 +68,26 @@ def compile_model(
     check_writable(output)
     with at_work(quiet):
         compiled = compiled_example(model, inputs or (), skip or (), min_speedup, target, threads, seed)
-        compiled.save(output)
-    data = compiled.report.as_dict() | {"file": str(output), "file_bytes": output.stat().st_size}
+        failed = _saved(compiled, output)
+    size = None if failed else output.stat().st_size
+    data = compiled.report.as_dict() | {"file": None if failed else str(output), "file_bytes": size}
     if as_json or not quiet:
-        answer(f"{compiled.report}\n\n{output}: {output.stat().st_size / 1e6:.1f} MB", data, as_json)
+        answer(
+            str(compiled.report) if size is None else f"{compiled.report}\n\n{output}: {size / 1e6:.1f} MB",
+            data,
+            as_json,
+        )
+    if failed:
+        raise failed
+
+
+def _saved(compiled: SparseModule, output: Path) -> ArtifactError | None:
+    """Why it cannot be saved. The report is printed then as well: it tells why, where no layer gained say."""
+    try:
+        compiled.save(output)
+    except ArtifactError as error:
+        return error
+    return None
 
 
 def report(

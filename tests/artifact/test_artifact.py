@@ -328,6 +328,16 @@ def test_a_file_from_elsewhere_has_its_kernels_made_again(
     assert back.graph is not None
 
 
+def test_a_model_whose_layers_are_numbered_is_read_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: Tensor
+) -> None:
+    compiled = compiled_of(pruned(nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU())), x, target="reference")
+    path = saved(compiled, tmp_path)
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path / "another"))
+    back, _ = remade(path)
+    assert relative_error(back(x), compiled(x)) < TOLERANCE
+
+
 def test_a_trusted_file_from_elsewhere_runs_its_code(
     native: SparseModule, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_a_failed_compilation_leaves_the_old_file_whole(tmp_path: Path) -> None:
     assert "cannot be run on these inputs" in refusal("compile", *QUICK, "-o", str(path), "-i", "float32:2x3")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_report_tells_why_nothing_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.sparsecomp"
+    words = ("compile", "tests.cli.nets:other", "--target", "reference", "--threads", "1", "-o", str(path))
+    result = run(*words, "--json", code=1)
+    assert json.loads(result.stdout)["file"] is None
+    assert "no layer gains" in result.stderr
+    assert not path.exists()
 
 
 def test_the_output_is_checked_before_the_model_is_read(tmp_path: Path) -> None:
