@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, ClassVar
@@ -103,6 +103,9 @@ class _Record:
 
     def __init__(self) -> None:
         self._names: dict[Key, str] = {}
+        self._roles: dict[Key, Mapping[str, str]] = {}
+        self._crossed: set[str] = set()
+        """All that the model's own parameters are called; what is left of constants, new biases say, is not shown."""
         self._units: Counter[Key] = Counter()
         self._gone: Counter[Key] = Counter()
         self._kept: dict[Key, Counter[str]] = {}
@@ -111,11 +114,17 @@ class _Record:
         first, self._kept = not self._names, {}
         for group in families(channels):
             numbers = group.units
-            crosses = dict.fromkeys(f"{full_name(name)}[{dimension}]" for name, dimension in group.crosses)
-            key = self._known(full_name(group.name), tuple(crosses))
+            crosses = {
+                f"{full_name(name)}[{dimension}]": role
+                for (name, dimension), role in zip(group.crosses, group.roles, strict=True)
+            }
+            if first:
+                self._crossed.update(crosses)
+            key = self._known(full_name(group.name), tuple(c for c in crosses if c in self._crossed))
             if first or key not in self._names:
                 self._units[key] += len(numbers)
             self._names.setdefault(key, full_name(group.name))
+            self._roles.setdefault(key, crosses)
             self._gone[key] += sum(number in removal.gone for number in numbers)
             kept = (removal.kept[number] for number in numbers if number in removal.kept)
             self._kept.setdefault(key, Counter()).update(kept)
@@ -129,7 +138,9 @@ class _Record:
 
     def groups(self) -> tuple[SlimGroup, ...]:
         return tuple(
-            SlimGroup(name, key, self._units[key], self._gone[key], dict(self._kept.get(key, {})))
+            SlimGroup(
+                name, self._roles[key], self._units[key], self._gone[key], dict(self._kept.get(key, {}))
+            )
             for key, name in self._names.items()
         )
 

@@ -18,6 +18,7 @@ from sparsecomp.errors import (
     SparsecompError,
 )
 from sparsecomp.front import analyze, compile_sparse
+from sparsecomp.intake import dense_state_dict
 from sparsecomp.module import SparseModule
 from sparsecomp.report import Report
 from sparsecomp.target import Target
@@ -42,5 +43,6 @@ __all__ = [
     "analyze",
     "autotune",
     "compile_sparse",
+    "dense_state_dict",
     "load",
 ]

@@ -258,7 +258,7 @@ class Report:
             if group.gone or group.kept:
                 why = "; ".join(f"{count}: {reason}" for reason, count in group.kept.items())
                 table.add_row(
-                    group.name, str(group.units), str(group.gone), _run(group.crosses, "tensors"), why
+                    group.name, str(group.units), str(group.gone), _run(list(group.crosses), "tensors"), why
                 )
         return table
 

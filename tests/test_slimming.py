@@ -73,6 +73,24 @@ def test_the_report_says_what_left(golden: Callable[[str], None]) -> None:
     golden(text.partition("\npass ")[0])
 
 
+def test_the_graph_of_what_is_coupled(golden: Callable[[str], None]) -> None:
+    """A ResNet with dead filters within its bottlenecks, and channels of the residual stream that nothing makes."""
+    model, x = shrunken_resnet(8, [2, 1, 1, 1])
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        is_stream = "stages.0.layers" in name and ("shortcut" in name or ".layer.2." in name)
+        if is_stream:
+            parameter[:5] = 0.0
+    slimming = analyze(model, (x,)).slimming
+    assert slimming is not None
+    assert len({group.name for group in slimming.groups}) == len(slimming.groups)
+    golden(str(slimming))
+
+
+def test_nothing_is_coupled() -> None:
+    assert str(Slimming()) == "nothing left the model"
+
+
 def test_the_report_as_data() -> None:
     found = analyze(slim_network(), (torch.randn(2, 3, 16, 16),)).as_dict()["slimming"]
     assert {group["name"]: group["gone"] for group in found["groups"]}["conv1.weight"] == 3
@@ -114,7 +132,7 @@ def test_names() -> None:
 
 
 def test_a_slimming_that_did_nothing_is_not_mentioned() -> None:
-    assert Slimming((SlimGroup("a", ("a[0]",), 3, 0, {}),)).summary == ""
+    assert Slimming((SlimGroup("a", {"a[0]": "produces"}, 3, 0, {}),)).summary == ""
 
 
 def shrunken_resnet(width: int, depths: list[int]) -> tuple[nn.Module, Tensor]:

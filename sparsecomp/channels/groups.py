@@ -69,6 +69,8 @@ class Family:
     name: str
     crosses: tuple[tuple[str, int], ...]
     """Parameters and dimensions."""
+    roles: tuple[Role, ...]
+    """What each of these does to the units."""
     units: tuple[int, ...]
     pinned: str
 
@@ -83,7 +85,11 @@ def families(channels: Channels) -> tuple[Family, ...]:
     crossed = [
         [place for place, bit in zip(places, np.unpackbits(kind), strict=False) if bit] for kind in kinds
     ]
-    crosses = [tuple(dict.fromkeys((p.parameter, p.dimension) for p in found)) for found in crossed]
+    roles: list[dict[tuple[str, int], Role]] = [{} for _ in crossed]
+    for found_roles, places_of_kind in zip(roles, crossed, strict=True):
+        for place in places_of_kind:
+            found_roles.setdefault((place.parameter, place.dimension), place.role)
+    crosses = [tuple(found_roles) for found_roles in roles]
     members: dict[tuple[object, str], list[int]] = {}
     for number, kind in enumerate(kind_of.reshape(-1).tolist()):
         if crosses[kind]:
@@ -92,7 +98,8 @@ def families(channels: Channels) -> tuple[Family, ...]:
     for (_, pinned), numbers in members.items():
         kind = kind_of.reshape(-1)[numbers[0]]
         makers = [place for place in crossed[kind] if place.role == "produces"] or crossed[kind]
-        found.append(Family(makers[0].parameter, crosses[kind], tuple(numbers), pinned))
+        does = tuple(roles[kind].values())
+        found.append(Family(makers[0].parameter, crosses[kind], does, tuple(numbers), pinned))
     return tuple(found)
 
 

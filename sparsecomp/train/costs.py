@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from sparsecomp.autotune import autotune
 from sparsecomp.errors import InputError
 from sparsecomp.front import analyze, compile_sparse
 from sparsecomp.report import LayerReport, Report
-from sparsecomp.target import Target
+from sparsecomp.target import Remote, Target
 
 FLOPS = "flops"
 
@@ -27,7 +28,9 @@ def weight_costs(model: nn.Module, args: Sequence[Any], device: str | Target) ->
         model: Is copied and left as it is.
         args: Example inputs, of the shapes that will be run.
         device: "flops" counts multiply-adds. "cpu", or a `Target`, measures every layer there: a layer's time, by
-            the fastest kernel for its weight as it is now, over its number of weights.
+            the fastest kernel for its weight as it is now, over its number of weights. So does
+            "rpc://host:port/key", a device behind TVM's RPC tracker, as `autotune` does; what is measured there
+            stays in the database.
 
     Raises:
         InputError: the model, the inputs or the device cannot be used, or nothing was measured.
@@ -40,6 +43,9 @@ def weight_costs(model: nn.Module, args: Sequence[Any], device: str | Target) ->
         ) from error
     if device == FLOPS:
         return _relative(analyze(trial, args), lambda layer: float(layer.layer.dense_flops), device)
+    if isinstance(device, str) and device.startswith(Remote.SCHEME):
+        times = _remote_seconds(trial, args, device)
+        return _relative(analyze(trial, args), lambda layer: times.get(layer.layer.name), device)
     target = Target.parse(device)
     if target.kind == "reference":
         raise InputError(f"device 'reference' measures nothing. Use {FLOPS!r}, or 'cpu' for this machine.")
@@ -50,6 +56,12 @@ def _seconds(layer: LayerReport) -> float | None:
     """Of the fastest way to run it."""
     candidates = layer.choice.candidates if layer.choice else ()
     return min((found.seconds for found in candidates if found.seconds is not None), default=None)
+
+
+def _remote_seconds(model: nn.Module, args: Sequence[Any], device: str) -> dict[str, float]:
+    """By layer, of the fastest default kernel, or of a better one where the device was tuned before."""
+    calls = autotune(model, args, device=device, trials=1).calls
+    return {name: call.tuned_seconds for call in calls if call.decided for name in call.layers}
 
 
 def _relative(

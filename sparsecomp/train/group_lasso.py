@@ -122,7 +122,8 @@ class GroupLasso:
             scaled: Whether the penalty of a group grows with the root of its size.
             example_inputs: Positional arguments of the model's forward; for "coupled" groups and for a `device`.
             device: Weighs every group by what its weights cost there: "flops" counts multiply-adds, "cpu" measures
-                the time of every layer on this machine (`costs.py`). None weighs all alike.
+                the time of every layer on this machine, "rpc://host:port/key" on a remote one (`costs.py`). None
+                weighs all alike.
 
         Raises:
             InputError: a kind, a name, a strength or a device is not known, no layer has such groups, inputs are

@@ -35,6 +35,7 @@ from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS, pack
 from sparsecomp.region import Schedule
 from sparsecomp.target import Remote, Target
+from sparsecomp.train.costs import weight_costs
 
 LINEAR = Layer("linear", "linear", "w", (24, 40), (2, 100, 40))
 CONV = Layer("conv", "conv2d", "w", (16, 8, 3, 3), (3, 8, 9, 9), stride=(2, 2), padding=(1, 1, 1, 1))
@@ -181,6 +182,24 @@ def model() -> nn.Module:
     found = nn.Sequential(*layers).eval()
     prune(found, "unstructured", 0.8)
     return found
+
+
+def test_a_regulariser_weighs_by_what_weights_cost_there(
+    boards: Boards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path))
+    wait_for(lambda: waiting(boards.tracker) == 2, "the servers' return")
+    net, x = (
+        nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 32)).eval(),
+        torch.randn(2, 1, 8, 8),
+    )
+    costs = weight_costs(net, (x,), boards.url)
+    assert costs["0.weight"] > costs["2.weight"] > 0  # a weight of the convolution is used 36 times
+    sizes = {name: net.get_parameter(name).numel() for name in costs}
+    mean = sum(costs[name] * sizes[name] for name in costs) / sum(sizes.values())
+    assert mean == pytest.approx(1)
+    assert '"rpc board: ' in database(tmp_path).read_text()  # measured there, not here
+    wait_for(lambda: waiting(boards.tracker) == 2, "the servers' return")
 
 
 def test_a_server_is_killed_in_the_middle(

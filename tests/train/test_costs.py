@@ -58,5 +58,11 @@ def test_bad_input() -> None:
     unknown: Any = "tpu"
     says(message(lambda: GroupLasso(net, {"filter": 0.1}, device="flops")), "a device needs example inputs")
     says(message(lambda: GroupLasso(net, {"filter": 0.1}, device=unknown, example_inputs=X)), "'tpu'")
+    says(
+        message(lambda: weight_costs(net, X, "rpc://board")),
+        "'rpc://board' cannot be read",
+        "rpc://host:port",
+    )
+    says(message(lambda: weight_costs(net, X, "rpc://127.0.0.1:1/board")), "no RPC tracker answers")
     says(message(lambda: weight_costs(net, X, "reference")), "'reference' measures nothing", "'flops'")
     says(message(lambda: weight_costs(wrong, X, "flops")), "cannot be run on these inputs")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.machine import Machine
 from benchmarks.row import now
-from benchmarks.ssl_left import Left
-from benchmarks.ssl_training import EXPERIMENTS, Trained, run
+from benchmarks.ssl.left import Left
+from benchmarks.ssl.training import EXPERIMENTS, Trained, run
 from benchmarks.timing import Times, alternate
 from sparsecomp import analyze, compile_sparse
+from sparsecomp.module import SparseModule
 
 CONTESTANTS = ("eager, dense", "compiled, dense", "compiled, sparse")
 
@@ -32,6 +37,8 @@ class Row:
     """What is left of the network's, a share."""
     times: dict[str, Times]
     """Of a batch of 64, by contestant: one run in turns."""
+    layer_seconds: dict[str, tuple[float, float]]
+    """Of the same batch, by layer: in the compiled dense network and in the compiled sparse one, 0 where it is gone."""
     training_seconds: float
     date: str = ""
     machine: str = ""
@@ -45,6 +52,11 @@ class Row:
         """How many times as fast the compiled sparse network is."""
         return self.times[contestant].median / self.times[CONTESTANTS[-1]].median
 
+    def layer_gain(self, layer: str) -> float | None:
+        """How many times as fast a layer is within the sparse network; None where nothing is left of it."""
+        dense, sparse = self.layer_seconds[layer]
+        return dense / sparse if sparse else None
+
     @staticmethod
     def of(data: Mapping[str, Any]) -> Row:
         """From what `dataclasses.asdict` and JSON made of one."""
@@ -53,8 +65,10 @@ class Row:
             for name, part in data["left"].items()
         }
         times = {name: Times(**found) for name, found in data["times"].items()}
+        seconds = {name: tuple(pair) for name, pair in data["layer_seconds"].items()}
         layers = data["living_layers"]
-        return Row(**(dict(data) | {"left": left, "times": times, "living_layers": layers and tuple(layers)}))
+        read = {"left": left, "times": times, "layer_seconds": seconds}
+        return Row(**(dict(data) | read | {"living_layers": layers and tuple(layers)}))
 
 
 def measure(name: str, seed: int, machine: Machine, quick: bool = False) -> Row:
@@ -63,6 +77,8 @@ def measure(name: str, seed: int, machine: Machine, quick: bool = False) -> Row:
     experiment = EXPERIMENTS[name]
     trained = run(experiment, seed, quick)
     x = experiment.example()
+    dense = compile_sparse(trained.dense, (x,), threads=1)
+    sparse = compile_sparse(trained.sparse, (x,), threads=1)
     return Row(
         name,
         seed,
@@ -71,7 +87,8 @@ def measure(name: str, seed: int, machine: Machine, quick: bool = False) -> Row:
         trained.left,
         trained.living_layers,
         flops_left(trained, x),
-        race(trained, x, 3 if quick else 30),
+        race((trained.dense, dense, sparse), x, 3 if quick else 30),
+        race_layers(tuple(trained.left), dense, sparse, x, 1 if quick else 7),
         trained.seconds,
         now(),
         str(machine),
@@ -89,9 +106,33 @@ def flops_left(trained: Trained, x: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def race(trained: Trained, x: torch.Tensor, rounds: int) -> dict[str, Times]:
+def race(networks: Sequence[nn.Module], x: torch.Tensor, rounds: int) -> dict[str, Times]:
     """Everyone in turn, so that all see the same machine."""
-    dense = compile_sparse(trained.dense, (x,), threads=1)
-    sparse = compile_sparse(trained.sparse, (x,), threads=1)
-    runs = (lambda: trained.dense(x), lambda: dense(x), lambda: sparse(x))
-    return alternate(dict(zip(CONTESTANTS, runs, strict=True)), rounds, duration=0.5)
+    runs = {name: partial(network, x) for name, network in zip(CONTESTANTS, networks, strict=True)}
+    return alternate(runs, rounds, duration=0.5)
+
+
+def race_layers(
+    layers: Sequence[str], dense: SparseModule, sparse: SparseModule, x: torch.Tensor, rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Medians of profiles in turn: each layer as it runs within the whole."""
+    found = [(seconds_of_layers(dense, x), seconds_of_layers(sparse, x)) for _ in range(rounds)]
+    return {
+        layer: (
+            statistics.median(one.get(layer, 0.0) for one, _ in found),
+            statistics.median(other.get(layer, 0.0) for _, other in found),
+        )
+        for layer in layers
+    }
+
+
+def seconds_of_layers(compiled: SparseModule, x: torch.Tensor) -> dict[str, float]:
+    """By the profile of a call; of layers that PyTorch runs, as they were measured alone."""
+    alone = {r.layer.name: (r.dense_ms or 0.0) / 1e3 for r in compiled.report.layers}
+    if compiled.graph is None:
+        return alone
+    kernels: dict[str, float] = defaultdict(float)
+    for region in compiled.profile(x).regions:
+        for call in region.calls:
+            kernels[call.label] += call.seconds
+    return {layer: kernels.get(layer, seconds) for layer, seconds in alone.items()}

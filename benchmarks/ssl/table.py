@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ssl_paper import PAPER
-from benchmarks.ssl_row import CONTESTANTS, Row
+from benchmarks.ssl.paper import PAPER
+from benchmarks.ssl.row import CONTESTANTS, Row
 
 Rows = Sequence[Row]
 
@@ -86,6 +86,7 @@ MUSTS = {
 def summary(name: str, rows: Rows) -> str:
     """Of one network: the paper's table, ours, the musts."""
     lines = [f"## {name}, {len(rows)} seeds", "", *_markdown(PAPER[name]), "", *_markdown(_ours(rows)), ""]
+    lines += [*_markdown(_by_layer(rows)), ""]
     lines += [f"- {must.verdict(rows)}" for must in MUSTS[name]]
     return "\n".join([*lines, ""])
 
@@ -93,7 +94,11 @@ def summary(name: str, rows: Rows) -> str:
 def _ours(rows: Rows) -> Iterator[tuple[str, ...]]:
     """A line per seed and their mean."""
     layers = list(rows[0].left)
-    counted = ("layers",) if rows[0].living_layers else ("outputs", "inputs", "columns", "FLOPs of layers")
+    counted = (
+        ("layers",)
+        if rows[0].living_layers
+        else ("outputs", "inputs", "columns", "FLOPs of layers", "speed-up of layers")
+    )
     yield (
         *("digits", "dense error", "SSL error", *counted),
         *("FLOPs", "1/FLOPs", "over compiled dense", "over eager dense", "training"),
@@ -130,6 +135,7 @@ def _counted(row: Row, layers: Sequence[str]) -> Iterator[str]:
     for part in ("rows", "inputs", "columns"):
         yield "-".join(str(getattr(row.left[layer], part)[0]) for layer in layers)
     yield "-".join(f"{100 * row.left[layer].flops:.1f}" for layer in layers) + " %"
+    yield "-".join(_gain([row], layer) for layer in layers)
 
 
 def _counted_mean(rows: Rows, layers: Sequence[str]) -> Iterator[str]:
@@ -139,6 +145,33 @@ def _counted_mean(rows: Rows, layers: Sequence[str]) -> Iterator[str]:
     for part in ("rows", "inputs", "columns"):
         yield "-".join(f"{spread([getattr(row.left[n], part)[0] for row in rows])[0]:.0f}" for n in layers)
     yield "-".join(f"{spread([100 * row.left[n].flops for row in rows])[0]:.1f}" for n in layers) + " %"
+    yield "-".join(_gain(rows, layer) for layer in layers)
+
+
+def _gain(rows: Rows, layer: str) -> str:
+    """The mean over the networks in which something is left of the layer."""
+    gains = [gain for row in rows if (gain := row.layer_gain(layer)) is not None]
+    return f"{statistics.mean(gains):.2f}" if gains else "gone"
+
+
+def _by_layer(rows: Rows) -> Iterator[tuple[str, ...]]:
+    """A line per layer, over all seeds: what is left, and what that gains within the network."""
+    yield "layer", "FLOPs", "1/FLOPs", "dense", "sparse", "speed-up", "gone"
+    for layer in rows[0].left:
+        living = [row for row in rows if row.layer_gain(layer) is not None]
+        dense, sparse = (
+            statistics.mean(1e6 * row.layer_seconds[layer][which] for row in rows) for which in (0, 1)
+        )
+        ideal = [1 / row.left[layer].flops for row in living if row.left[layer].flops]
+        yield (
+            layer,
+            _spread([100 * row.left[layer].flops for row in rows], " %"),
+            _spread(ideal, "x") if ideal else "",
+            f"{dense:.0f} us",
+            f"{sparse:.0f} us",
+            _spread([row.layer_gain(layer) or 0.0 for row in living], "x", 2) if living else "",
+            f"{len(rows) - len(living)} of {len(rows)}",
+        )
 
 
 def _spread(values: Sequence[float], unit: str, digits: int = 1) -> str:
@@ -156,7 +189,8 @@ def _markdown(table: Sequence[tuple[str, ...]] | Iterator[tuple[str, ...]]) -> I
 
 def show(name: str, rows: Rows, console: Console) -> None:
     """On the terminal."""
-    for heading, lines in ((f"the paper's {name}", PAPER[name]), (f"{name}, ours", tuple(_ours(rows)))):
+    ours = (f"{name}, ours", tuple(_ours(rows))), (f"{name}, layer by layer", tuple(_by_layer(rows)))
+    for heading, lines in ((f"the paper's {name}", PAPER[name]), *ours):
         table = Table(*lines[0], title=heading, title_justify="left")
         for line in lines[1:]:
             table.add_row(*line)

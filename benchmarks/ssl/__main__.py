@@ -8,8 +8,6 @@ after each row; rows that are there already are not measured again without --fre
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,19 +15,14 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.machine import Machine
-from benchmarks.ssl_row import Row, measure
-from benchmarks.ssl_table import show, summary
-from benchmarks.ssl_training import EXPERIMENTS
-from benchmarks.store import RESULTS, write, write_json
+from benchmarks.ssl.results import Rows, load, save
+from benchmarks.ssl.row import measure
+from benchmarks.ssl.table import show
+from benchmarks.ssl.training import EXPERIMENTS
+from benchmarks.store import RESULTS
 from benchmarks.table import wide_console
 
 SEEDS = (0, 1, 2, 3, 4)
-Rows = dict[tuple[str, int], Row]
-NOTE = (
-    "Networks, data and training: `benchmarks/ssl_training.py`. Outputs, inputs and columns are what is alive of each "
-    "layer, in order; FLOPs of layers are those of the lowered matrix products. Times: a batch of 64 on one thread, "
-    "medians of alternating rounds; the dense network is compiled as well, so that only zeros make a difference."
-)
 
 
 def main() -> None:
@@ -68,26 +61,6 @@ def print_all(rows: Rows, experiments: Sequence[str], console: Console) -> None:
         found = [row for (experiment, _), row in sorted(rows.items()) if experiment == name]
         if found:
             show(name, found, console)
-
-
-def load(path: Path) -> Rows:
-    if not path.exists():
-        return {}
-    found = [Row.of(data) for data in json.loads(path.read_text())["rows"]]
-    return {(row.experiment, row.seed): row for row in found}
-
-
-def save(rows: Rows, path: Path) -> None:
-    """The JSON, and the tables beside it."""
-    write_json(path, {"rows": [dataclasses.asdict(rows[key]) for key in sorted(rows)]})
-    parts = ["# Structured sparsity learning, on digits", "", NOTE, ""]
-    for name in EXPERIMENTS:
-        found = [rows[key] for key in sorted(rows) if key[0] == name]
-        parts += [summary(name, found)] if found else []
-    machines = dict.fromkeys(row.machine for row in rows.values())
-    write(
-        path.with_suffix(".md"), "\n".join([*parts, *(f"Measured on {machine}." for machine in machines), ""])
-    )
 
 
 if __name__ == "__main__":

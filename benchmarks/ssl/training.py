@@ -18,9 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from benchmarks.digits import Digits, accuracy
-from benchmarks.ssl_left import Left, blocks_left, chain_left, living_layers
-from benchmarks.ssl_nets import ResNet, lenet, mlp
+from benchmarks.ssl.digits import Digits, accuracy
+from benchmarks.ssl.left import Left, blocks_left, chain_left, living_layers
+from benchmarks.ssl.nets import ResNet, lenet, mlp
 from sparsecomp.train import GroupLasso
 
 BATCH = 64

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ssl_nets import Block, ResNet
+from benchmarks.ssl.nets import Block, ResNet
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Structured sparsity learning on real data; `__main__` is the command."""
