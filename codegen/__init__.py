@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsecomp.cost import Cost
+from sparsecomp.errors import ArtifactError
 from sparsecomp.layer import Layer
 from sparsecomp.primitives import Runner
 from sparsecomp.program import Body
@@ -50,6 +51,57 @@ def lower(body: Body, target: Target, streams: StreamStore, threads: Callable[[]
     from sparsecomp.codegen.machine import machine_of
 
     return lower_region(body, machine_of(target), streams, threads)
+
+
+def identity(target: Target) -> dict[str, str]:
+    """What native code depends on beyond its region: the processor, and the versions of all that makes code."""
+    if target.kind == "reference":
+        return {"device": "reference", "versions": f"torch {torch.__version__}"}
+    from sparsecomp.codegen.machine import machine_of
+    from sparsecomp.codegen.timings import device_of, versions
+
+    return {"device": device_of(machine_of(target)), "versions": versions()}
+
+
+def fingerprint(runner: Runner, target: Target) -> str | None:
+    """Equal for regions whose native code is the same; None of one that has no native code."""
+    from sparsecomp.codegen import library as libraries
+    from sparsecomp.codegen.lowered_region import LoweredRegion
+    from sparsecomp.codegen.machine import machine_of
+
+    if not isinstance(runner, LoweredRegion):
+        return None
+    return libraries.fingerprint(runner.code.region, machine_of(target))
+
+
+def shared_library(runner: Runner) -> bytes:
+    """Native code of a region, as a shared library.
+
+    Raises:
+        ArtifactError: it cannot be linked: there is no C compiler.
+    """
+    from sparsecomp.codegen.library import library_of
+    from sparsecomp.codegen.lowered_region import LoweredRegion
+
+    assert isinstance(runner, LoweredRegion)
+    return library_of(runner.code)
+
+
+def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, library: bytes) -> object:
+    """Let `lower` use this native code, which is trusted, for the body: as long as the result is kept. Its weights
+    must be in the store.
+
+    Raises:
+        ArtifactError: it is code of another region, or cannot be loaded.
+    """
+    from sparsecomp.codegen import library as libraries
+    from sparsecomp.codegen.lowered_region import laid_out
+    from sparsecomp.codegen.machine import machine_of
+
+    (region, _), machine = laid_out(body, streams), machine_of(target)
+    if libraries.fingerprint(region, machine) != fingerprint:
+        raise ArtifactError("its native code is that of another region")
+    return libraries.adopt(region, machine, library)
 
 
 def meter(target: Target, threads: int) -> Cost:

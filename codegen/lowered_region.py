@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sparsecomp.codegen.arena import ArenaPool
-from sparsecomp.codegen.compiled_region import Code, compile_region
+from sparsecomp.codegen.compiled_region import Code
 from sparsecomp.codegen.layout import lay_out, source_geometry
+from sparsecomp.codegen.library import code_of
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.shares import SHARES
 from sparsecomp.codegen.stream import Stream, StreamStore
@@ -24,7 +25,7 @@ from sparsecomp.codegen.threads import team_of
 from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, round_up
 from sparsecomp.program import Body
-from sparsecomp.region import Apply, Border, Call, Rows
+from sparsecomp.region import Apply, Border, Call, Region, Rows
 
 _POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionary()
 """Of the compiled functions in use, by identity: equal regions take turns with one arena."""
@@ -196,6 +197,15 @@ def lower_region(
     body: Body, machine: Machine, streams: StreamStore, threads: Callable[[], int]
 ) -> LoweredRegion:
     """Lay the section out, pack what is not packed yet, compile what is not compiled yet, bind."""
+    region, packed = laid_out(body, streams)
+    section = body.section
+    vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
+    names = [op.layer.name for op in section.layers]
+    return LoweredRegion(code_of(region, machine), packed, vectors, threads, names)
+
+
+def laid_out(body: Body, streams: StreamStore) -> tuple[Region, list[Stream]]:
+    """The region and its packed weights, which are put in the store."""
     section = body.section
     geometry = source_geometry(section)
     packed = [
@@ -205,9 +215,7 @@ def lower_region(
     region = lay_out(
         section, [body.how[op.site] for op in section.layers], [stream.kept for stream in packed]
     )
-    vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
-    names = [op.layer.name for op in section.layers]
-    return LoweredRegion(compile_region(region, machine), packed, vectors, threads, names)
+    return region, packed
 
 
 def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:

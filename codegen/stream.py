@@ -173,19 +173,32 @@ def read_stream(stream: Stream) -> Tensor:
             PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers, order)
         )
     entries = stream.data.reshape(-1, rows + 1)
-    slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
-    group = slots % stream.groups
     order = stream.order if stream.pattern.live_first else torch.arange(stream.groups * rows)
-    conv_group = _conv_groups(layer, order, rows)[group]
-    found = entries[:, rows].contiguous().view(torch.int32)
-    columns = torch.empty_like(found)
-    for g in range(layer.groups):
-        chosen = conv_group == g
-        columns[chosen] = _columns_of(found[chosen], table[g])
+    group, columns = columns_of(stream)
     matrix = entries.new_zeros(stream.groups, rows, layer.columns)
-    matrix[group, :, columns.long()] = entries[:, :rows]
+    matrix[group, :, columns] = entries[:, :rows]
     found = matrix.reshape(-1, layer.columns)[: layer.rows]
     return torch.empty_like(found).index_copy_(0, order[: layer.rows].long(), found)
+
+
+def columns_of(stream: Stream) -> tuple[Tensor, Tensor]:
+    """Block and column of each entry of a stream with a list per block, int64."""
+    layer, rows = stream.layer, stream.pattern.rows
+    table = torch.from_numpy(offsets(layer, stream.geometry)).int()
+    slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
+    group = slots % stream.groups
+    conv_group = conv_group_of(layer, stream.order, rows, stream.groups)[group]
+    found = stream.data.reshape(-1, rows + 1)[:, rows].contiguous().view(torch.int32)
+    columns = torch.empty_like(found, dtype=torch.int64)
+    for g in range(layer.groups):
+        chosen = conv_group == g
+        columns[chosen] = _columns_of(found[chosen], table[g]).long()
+    return group, columns
+
+
+def conv_group_of(layer: Layer, order: Tensor, rows: int, groups: int) -> Tensor:
+    """The group of the convolution that each block of rows belongs to; without an `order` rows lie as they are."""
+    return _conv_groups(layer, order if len(order) else torch.arange(groups * rows), rows)
 
 
 def _columns_of(found: Tensor, table: Tensor) -> Tensor:
@@ -216,6 +229,13 @@ class StreamStore:
                 made = make_stream(packed, layer, geometry, how.schedule)
                 self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
             return self._streams[key]
+
+    def adopt(self, stream: Stream, how: RowsKernelChoice) -> None:
+        """One that was made before."""
+        layer = stream.layer
+        key = (layer.weight, layer.reading, layer.padding, stream.geometry, how)
+        with self._lock:
+            self._streams = {**self._streams, key: stream}
 
     def of_weight(self, name: str) -> list[Stream]:
         """All streams made of a parameter: one per grid it was needed on."""

@@ -216,13 +216,19 @@ class FindWork:
                     epilogue,
                     tuple(tensor.name for tensor in tensors),
                     1 if of_images else -1,
-                    isinstance(work, Attention) and work.masked and sources[3].meta["val"].shape[0] == 1,
+                    isinstance(work, Attention) and work.masked and _of_all(sources[3]),
                 ),
                 vectors,
             )
             if of_images and not isinstance(work, Mean):
                 images.add(node)
         return replace(program, works=works)
+
+
+def _of_all(mask: fx.Node) -> bool:
+    """Whether it is one for the whole batch, whatever the batch."""
+    items = mask.meta["val"].shape[0]
+    return isinstance(items, int) and items == 1  # a symbol would give a symbol
 
 
 def _feeds_convolution(node: fx.Node) -> bool:

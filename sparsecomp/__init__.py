@@ -5,8 +5,11 @@ y = compiled(x)
 print(compiled.report)
 """
 
+from sparsecomp.artifact import load
 from sparsecomp.autotune import autotune
 from sparsecomp.errors import (
+    ArtifactError,
+    ArtifactWarning,
     CaptureError,
     InferenceOnlyError,
     InputError,
@@ -24,6 +27,8 @@ from sparsecomp.tuning import TunedCall, TuningReport
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArtifactError",
+    "ArtifactWarning",
     "CaptureError",
     "InferenceOnlyError",
     "InputError",
@@ -39,4 +44,5 @@ __all__ = [
     "autotune",
     "compile_sparse",
     "dense_state_dict",
+    "load",
 ]

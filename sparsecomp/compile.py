@@ -92,6 +92,8 @@ class Compiler:
         if self.settled is not None:
             rewritten, steps = self._rewrite(keeping(self.settled), program, inputs, {}, watch)
             runners = self._lower(rewritten, {}, watch)
+            if not self.cuts:
+                self._note_cuts(program, graph)
             return self._executable(rewritten, runners, {}, (*found, *steps))
         cost = codegen.meter(options.target, options.thread_count())
         refused: dict[str, str] = {}
@@ -202,6 +204,7 @@ class Compiler:
         steps: tuple[Step, ...],
     ) -> Executable:
         """The program without its canonical weights, its graph ready to be called."""
+        bodies = {name: replace(body, packed={}) for name, body in program.regions.items()}
         REGIONS.update(runners)
         program.graph.meta["regions"] = runners  # the graph calls them by name: it keeps them alive
         nbytes = {name: self.nbytes(name) for name in self.streams.names}
@@ -214,11 +217,11 @@ class Compiler:
             )
             for name, body in program.regions.items()
         )
-        reports, call = layer_reports(program, nbytes), _direct(program, runners)
-        return Executable(replace(program, regions={}), runners, steps, reports, regions, call)
+        reports, call = layer_reports(program, nbytes), direct(program, runners)
+        return Executable(replace(program, regions=bodies), runners, steps, reports, regions, call)
 
 
-def _direct(program: Program, runners: Mapping[str, Runner]) -> Callable[..., tuple[Tensor, ...]]:
+def direct(program: Program, runners: Mapping[str, Runner]) -> Callable[..., tuple[Tensor, ...]]:
     """The program's graph as a function that calls regions themselves, not by way of PyTorch's dispatcher: in
     small models that takes longer than they do."""
     graph = program.edit()

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsecomp.artifact.saved_model import SavedModel
 from sparsecomp.inference_only import InferenceOnly
 from sparsecomp.skeleton import Skeleton
 
@@ -47,6 +48,8 @@ class DropIn(InferenceOnly):
             return super().__getattr__(name)
         except AttributeError:
             model = self.__dict__.get("_eager")
+            if isinstance(model, SavedModel):
+                return getattr(model, name)  # or says that it was not kept
             if model is None or not hasattr(model, name):
                 raise AttributeError(
                     f"neither SparseModule nor {type(model).__name__} has {name!r}"

@@ -25,3 +25,12 @@ class LoweringError(SparsecompError):
 
 class InferenceOnlyError(SparsecompError, RuntimeError):
     """Something was asked of a compiled module that only the original model can do."""
+
+
+class ArtifactError(SparsecompError, ValueError):
+    """A saved module cannot be written or read: the file is damaged, foreign or of another version, or the module
+    holds what a file cannot."""
+
+
+class ArtifactWarning(UserWarning):
+    """A saved module was read, but not all of it could be used; the text says what is made again and why."""

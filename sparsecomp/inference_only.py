@@ -12,7 +12,7 @@ from sparsecomp.errors import InferenceOnlyError
 
 
 class InferenceOnly(nn.Module):
-    """Training, moving, converting, copying and loading raise InferenceOnlyError; asking for what is the case
+    """Training, moving, converting and loading raise InferenceOnlyError; asking for what is the case
     already, `eval()` or `to("cpu")` say, changes nothing and is allowed."""
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -21,7 +21,8 @@ class InferenceOnly(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Also called by a module that holds this one."""
         raise InferenceOnlyError(
-            "a compiled module takes no new weights: load them into the model and compile it again."
+            "a compiled module loads no state dict: load it into the model, and compile that again or, where its zeros "
+            "are the same, give it to update_weights."
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -56,12 +57,6 @@ class InferenceOnly(nn.Module):
             return self
         raise InferenceOnlyError(
             "a compiled module cannot be moved or converted: do so with the model, then compile it again."
-        )
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise InferenceOnlyError(
-            "a compiled module cannot be copied or pickled: compile the model again; what was measured is "
-            "remembered, so that takes seconds."
         )
 
 

@@ -16,10 +16,10 @@ from sparsecomp import codegen, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
-from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward
+from sparsecomp.kept import Kept
 from sparsecomp.layer import Layer
 from sparsecomp.layers import Swap, layers_graph, record_inputs, swap_layers
 from sparsecomp.packed import pack_tensors
@@ -37,7 +37,7 @@ MAX_VARIANTS = 8
 """Graphs kept for different shapes; a call beyond that runs with swapped layers."""
 
 
-class SparseModule(DropIn):
+class SparseModule(Kept):
     """Same calls and outputs as the model it was compiled from, for inference only.
 
     It holds a copy: later changes of the model are not seen. Converted weights are held packed; everything
@@ -54,6 +54,8 @@ class SparseModule(DropIn):
     """Kinds of calls (structure and dtypes) whose capture failed."""
     _first: torch.utils.hooks.RemovableHandle
     _report: Report | None
+    _before: Report | None
+    """What is said before it is compiled, if it came from a file."""
     _ready: bool
     """Compiled and swapped: other threads may call."""
     _lock: threading.RLock
@@ -68,7 +70,7 @@ class SparseModule(DropIn):
         self._routes = Routes()
         self._eager = self._skeleton.copy()
         self._first = self._eager.register_forward_pre_hook(self._compile_first, with_kwargs=True)
-        self._report, self._ready = None, False
+        self._report, self._before, self._ready = None, None, False
         self._lock = threading.RLock()
         nn.Module.train(self, False)
 
@@ -345,6 +347,8 @@ class SparseModule(DropIn):
     @property
     def report(self) -> Report:
         """What was found, chosen and gained; empty until the first call of a module compiled without inputs."""
+        if self._report is None and self._before is not None:
+            return self._before
         if self._report is None:
             options = self._options
             note = "not compiled yet: the graph is captured at the first call"

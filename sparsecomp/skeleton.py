@@ -78,6 +78,12 @@ class Skeleton:
                     self._hollow[name] = tensor
                     _empty(tensor)
 
+    def adopt(self, hollow: Mapping[str, str]) -> None:
+        """Of a model that is this module's alone, and has no data in some weights: packed weight -> path."""
+        with self._lock:
+            self._hollow = {name: attribute(self.module, path) for name, path in hollow.items()}
+            self._owned = True
+
     def refill(self, weights: Weights) -> None:
         """Take back what `hollow` gave up, for good."""
         with self._lock:

@@ -168,7 +168,7 @@ def _functional(node: fx.Node) -> bool:
 
 
 @dataclass(frozen=True)
-class _Cache:
+class OpenedCache:
     """A DynamicCache among outputs. transformers' own registration with pytree raises for some caches."""
 
     cache: Any
@@ -181,13 +181,13 @@ def opened_caches(output: Any) -> Any:
         kind = type(leaf)
         plain = (kind.__module__, kind.__name__) == ("transformers.cache_utils", "DynamicCache")
         plain = plain and {type(layer).__name__ for layer in getattr(leaf, "layers", ())} == {"DynamicLayer"}
-        return _Cache(leaf) if plain else leaf
+        return OpenedCache(leaf) if plain else leaf
 
     return pytree.tree_map(opened, output)
 
 
 pytree.register_pytree_node(
-    _Cache,
+    OpenedCache,
     lambda opened: (
         [t for layer in opened.cache.layers for t in (layer.keys, layer.values)],
         type(opened.cache),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
-import io
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -416,7 +414,7 @@ def test_state_dict_with_a_prefix_and_in_a_parent(tokens: nn.Module, x: Tensor) 
     compiled = compiled_of(tokens, x)
     assert set(compiled.state_dict(prefix="m.")) == {f"m.{name}" for name in tokens.state_dict()}
     parent = nn.Sequential(compiled)
-    with pytest.raises(InferenceOnlyError, match="takes no new weights"):
+    with pytest.raises(InferenceOnlyError, match=r"loads no state dict.*update_weights"):
         parent.load_state_dict(parent.state_dict())
 
 
@@ -690,10 +688,6 @@ REFUSED: dict[str, Callable[[SparseModule], object]] = {
     "double": lambda module: module.double(),
     "bfloat16": lambda module: module.bfloat16(),
     "cuda": lambda module: module.cuda(),
-    "deepcopy": copy.deepcopy,
-    "copy": copy.copy,
-    "pickle": pickle.dumps,
-    "torch.save": lambda module: torch.save(module, io.BytesIO()),
     "load_state_dict": lambda module: module.load_state_dict({}),
 }
 

@@ -278,7 +278,7 @@ def test_attention_is_recorded_with_its_mask(shape: tuple[int, ...], shared: boo
 
     program = check(tokens(function), ["attention of 4 heads"], torch.randn(TOKENS), torch.randn(shape))
     (found,) = program.works.values()
-    assert found.op.shared_mask == shared
+    assert found.op.shared_mask is shared
     assert found.op.plain == ("score_mask_default",)
     assert len(found.op.activations) == 3
 
