@@ -25,12 +25,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import platformdirs
 import torch
 import tvm
 from filelock import FileLock
 
 from sparsecomp import geometry, layer, pattern, region, section, work
+from sparsecomp.cache import cache_folder
 from sparsecomp.codegen.machine import Machine, cpu_model
 from sparsecomp.codegen.signature import packed_signature
 from sparsecomp.layer import Layer
@@ -112,11 +112,6 @@ def generator() -> str:
     for path in (*sorted(Path(__file__).parent.rglob("*.py")), *nouns):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def cache_folder() -> Path:
-    """`SPARSECOMP_CACHE`, or the user's cache folder of this platform."""
-    return Path(os.environ.get("SPARSECOMP_CACHE") or platformdirs.user_cache_dir("sparsecomp"))
 
 
 def layer_key(machine: Machine, threads: int, measured: Layer, kernel: str, signature: str = "") -> Key:
