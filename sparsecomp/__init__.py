@@ -17,6 +17,7 @@ from sparsecomp.errors import (
 from sparsecomp.front import analyze, compile_sparse
 from sparsecomp.module import SparseModule
 from sparsecomp.report import Report
+from sparsecomp.sparsify.front import sparsify
 from sparsecomp.target import Target
 from sparsecomp.tuning import TunedCall, TuningReport
 
@@ -37,4 +38,5 @@ __all__ = [
     "analyze",
     "autotune",
     "compile_sparse",
+    "sparsify",
 ]

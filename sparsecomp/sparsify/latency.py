@@ -100,9 +100,7 @@ def measure_latency(
     )
 
 
-def measurements(
-    layers: Mapping[str, Sequence[tuple[Layer, Tensor]]], structures: Iterable[Pattern]
-) -> int:
+def measurements(layers: Mapping[str, Sequence[tuple[Layer, Tensor]]], structures: Iterable[Pattern]) -> int:
     """How many measurements `measure_latency` needs at most."""
     kinds = {_kind(layer) for sites in layers.values() for layer, _ in sites}
     return len(kinds) * (1 + sum(len(_knots(structure)) for structure in structures))

@@ -18,6 +18,7 @@ from torch import nn
 from sparsecomp.errors import InputError
 from sparsecomp.sparsify.candidate import Candidate
 from sparsecomp.sparsify.model import prune_model
+from sparsecomp.sparsify.prune import Method
 
 MIB = 1 << 20
 FORMAT = 1
@@ -137,7 +138,7 @@ class Plan:
 
     goal: str
     """What was asked for: "target_speedup=2"."""
-    method: str
+    method: Method
     """How weights are chosen and repaired: see `prune_weight`."""
     allocation: str
     device: str
@@ -179,7 +180,7 @@ class Plan:
         """
         pruned = copy.deepcopy(model)
         wanted = {name: c for name, c in self.choices.items() if not c.is_dense}
-        prune_model(pruned, wanted, list(calibration), self.method)  # type: ignore[arg-type]
+        prune_model(pruned, wanted, list(calibration), self.method)
         return pruned
 
     def as_dict(self) -> dict[str, Any]:
@@ -204,9 +205,7 @@ class Plan:
     @staticmethod
     def of(data: Mapping[str, Any]) -> Plan:
         """Inverse of `as_dict`, but for the weights."""
-        totals = {
-            key: value for key, value in data["totals"].items() if key in Totals.__dataclass_fields__
-        }
+        totals = {key: value for key, value in data["totals"].items() if key in Totals.__dataclass_fields__}
         names = ("goal", "method", "allocation", "device", "threads", "seconds")
         return Plan(
             **{name: data[name] for name in names},

@@ -41,11 +41,11 @@ class OptimalSeries:
 
     def __init__(self, candidates: Mapping[str, Sequence[Candidate]], cost: Price, error: Price) -> None:
         self.candidates = candidates
-        prices = [
+        costs, errors = (
             [np.array([price(name, c) for c in found]) for name, found in candidates.items()]
             for price in (cost, error)
-        ]
-        self._frontier = frontier(*prices)
+        )
+        self._frontier = frontier(costs, errors)
 
     @property
     def costs(self) -> Array:
@@ -54,8 +54,7 @@ class OptimalSeries:
     def choices(self, number: int) -> Choices:
         chosen = self._frontier.choice(len(self.costs) - 1 - number)
         return {
-            name: found[option]
-            for (name, found), option in zip(self.candidates.items(), chosen, strict=True)
+            name: found[option] for (name, found), option in zip(self.candidates.items(), chosen, strict=True)
         }
 
 
@@ -84,7 +83,7 @@ class DistributedSeries:
 def plain_series(
     allocation: Allocation, weights: Mapping[str, Weight], structure: Pattern, cost: Price
 ) -> DistributedSeries:
-    """"uniform", "erk" (as `train.layer_sparsities`) or "global": one threshold of magnitude for all layers."""
+    """ "uniform", "erk" (as `train.layer_sparsities`) or "global": one threshold of magnitude for all layers."""
     if allocation == "global":
         return DistributedSeries(_global_shares(weights, structure), structure, cost)
     shapes = {name: tuple(weight.parameter.shape) for name, weight in weights.items()}

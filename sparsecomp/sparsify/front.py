@@ -1,0 +1,179 @@
+"""The call that turns a dense model into a plan. What does the work is imported when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsecomp import codegen
+from sparsecomp.errors import InputError
+from sparsecomp.front import example_call, model_of, positive
+from sparsecomp.progress import watching
+from sparsecomp.target import Target
+
+if TYPE_CHECKING:
+    from sparsecomp.sparsify.plan import Plan
+    from sparsecomp.sparsify.planner import Request
+    from sparsecomp.sparsify.subject import Example
+
+
+def sparsify(
+    model: nn.Module,
+    calibration: Iterable[Any] | None,
+    *,
+    target_speedup: float | None = None,
+    max_loss: float | None = None,
+    target_bytes: int | None = None,
+    sparsity: float | None = None,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    method: str = "obs",
+    structures: Sequence[str] = ("unstructured", "4x1", "2:4"),
+    levels: int = 12,
+    allocation: str = "optimal",
+    skip: Sequence[str] = (),
+    target: str | Target | None = None,
+    threads: int | None = None,
+    measure: bool = True,
+    resume: str | Path | None = None,
+    verbose: bool = False,
+) -> Plan:
+    """Choose for each layer a structure of zeros and a sparsity, and prune a copy of the model, within one budget.
+
+    Every layer is timed on this device under every structure; of all plans that fit the budget the one of the least error
+    is taken. Interrupted, a run goes on where it stopped when it is called again.
+
+    Args:
+        model: In evaluation mode, on the CPU. It is left as it is.
+        calibration: Batches of inputs, each a tensor, a tuple of positional arguments or a mapping of keyword
+            arguments. None: no data; weights are then chosen by magnitude, and `example_inputs` are needed.
+        target_speedup: How many times as fast as the dense model compiled by this library the pruned one is to
+            be on the example. It is measured in the end, to be within 5 %.
+        max_loss: The most by which `evaluate` may rise. It is measured, never predicted.
+        target_bytes: Of all parameters and buffers, each sparse weight in its smallest exact format.
+        sparsity: The share of the weights of these layers that is to be zero.
+        example_inputs: Positional arguments of the call whose latency counts. By default the first batch.
+        example_kwargs: Its keyword arguments.
+        evaluate: Model -> its loss on held-out data, smaller is better. Needed for `max_loss`; otherwise the plan
+            reports it.
+        method: How weights are chosen and repaired: see `prune_weight`.
+        structures: What a layer may become, beside dense: "unstructured", blocks "4x1", "2:4", "filter", ...
+        levels: Sparsities of each structure, from 40 % to 99 %.
+        allocation: "optimal"; or one sparsity for all layers ("uniform"), the Erdős-Rényi kernel ("erk"), one
+            threshold of magnitude for all ("global"), each with the first structure.
+        skip: Names of layers, or of modules that hold them, to leave dense.
+        target: As for `compile_sparse`.
+        threads: Number of threads, for which times hold; by default `torch.get_num_threads()`.
+        measure: False compiles and times no whole model: the plan then has times of layers alone.
+        resume: Folder that holds what an interrupted run found; by default one in the cache folder, by the model's
+            weights and the batches.
+        verbose: Show progress even where standard error is no terminal.
+
+    Raises:
+        InputError: the model, the data or an option cannot be used, or the budget is out of reach; the message says
+            what to do, or what the most is.
+    """
+    from sparsecomp.sparsify.candidate import default_candidates
+    from sparsecomp.sparsify.goal import Goal
+    from sparsecomp.sparsify.planner import Planner, Request
+    from sparsecomp.sparsify.prune import METHODS
+    from sparsecomp.sparsify.series import ALLOCATIONS
+
+    batches = _batches(calibration)
+    request = Request(
+        goal=Goal.parse(target_speedup, max_loss, target_bytes, sparsity),
+        method=_one_of("method", method, METHODS) if batches else "magnitude",
+        allocation=_one_of("allocation", allocation, ALLOCATIONS),
+        candidates=default_candidates(_names("structures", structures), _levels(levels)),
+        skip=_names("skip", skip),
+        target=Target.parse(target),
+        threads=positive(threads) or torch.get_num_threads(),
+        measure=bool(measure),
+        evaluate=_function(evaluate),
+        resume=None if resume is None else Path(resume),
+    )
+    _check_together(request, batches)
+    codegen.check_runs_here(request.target)
+    module = model_of(model)
+    with watching(verbose) as watch:
+        return Planner(
+            module, batches, _example(module, batches, example_inputs, example_kwargs), request, watch
+        ).run()
+
+
+def _batches(calibration: object) -> list[Any]:
+    if calibration is None:
+        return []
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        raise InputError(
+            f"calibration must be a list of batches, or anything that yields batches, not one "
+            f"{type(calibration).__name__}: pass [batch]."
+        )
+    found = list(calibration)
+    if not found:
+        raise InputError("calibration has no batches: give at least one, or None to prune by magnitude.")
+    return found
+
+
+def _example(
+    model: nn.Module,
+    batches: Sequence[Any],
+    example_inputs: Sequence[Any] | None,
+    example_kwargs: Mapping[str, Any] | None,
+) -> Example:
+    """The call that is timed."""
+    from sparsecomp.sparsify.calibration import batch_call, check_batch
+    from sparsecomp.sparsify.subject import Example
+
+    args, kwargs = example_call(model, example_inputs, example_kwargs)
+    for number, batch in enumerate(batches, 1):
+        check_batch(model, batch_call(batch, number), number)
+    if args is None and not batches:
+        raise InputError("without calibration data pass example_inputs=(x, ...) or example_kwargs={...}.")
+    return Example(*(batch_call(batches[0], 1) if args is None else (args, kwargs)))
+
+
+def _check_together(request: Request, batches: Sequence[Any]) -> None:
+    kind = request.goal.kind
+    if kind == "max_loss" and request.evaluate is None:
+        raise InputError(
+            "max_loss needs evaluate: a function of the model that returns its loss on held-out data."
+        )
+    if kind == "target_speedup" and not request.measure:
+        raise InputError("target_speedup is measured: measure=False cannot be asked for with it.")
+
+
+def _function(evaluate: Callable[[nn.Module], float] | None) -> Callable[[nn.Module], float] | None:
+    if evaluate is not None and not callable(evaluate):
+        raise InputError(f"evaluate must be a function of the model, not {type(evaluate).__name__}.")
+    return evaluate
+
+
+Name = TypeVar("Name", bound=str)
+
+
+def _one_of(option: str, value: object, known: Sequence[Name]) -> Name:
+    for name in known:
+        if value == name:
+            return name
+    raise InputError(f"{option} {value!r} is not known. Use one of {', '.join(known)}.")
+
+
+def _names(option: str, value: object) -> tuple[str, ...]:
+    names = (value,) if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{option} must be a list of names, not {value!r}.")
+    if option == "structures" and not names:
+        raise InputError("structures is empty: give at least one, 'unstructured' say.")
+    return tuple(names)
+
+
+def _levels(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
+        raise InputError(f"levels must be a whole number of at least 2, not {value!r}.")
+    return value

@@ -1,0 +1,220 @@
+"""A model to be planned: its layers, and what each candidate would cost them in time, size and error."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecomp import codegen
+from sparsecomp.cut_weight import whole_of
+from sparsecomp.errors import InputError
+from sparsecomp.front import analysed
+from sparsecomp.layer import Layer
+from sparsecomp.progress import Watch
+from sparsecomp.sparsify.calibration import collect
+from sparsecomp.sparsify.candidate import DENSE, Candidate
+from sparsecomp.sparsify.latency import LatencyTable, measure_latency, measurements
+from sparsecomp.sparsify.layers import prunable_layers
+from sparsecomp.sparsify.model import prune_layers, reestimate_batch_norms, set_layer_weight
+from sparsecomp.sparsify.prune import Method
+from sparsecomp.sparsify.sensitivity import layer_errors
+from sparsecomp.sparsify.series import Choices
+from sparsecomp.sparsify.state import State
+from sparsecomp.sparsify.statistics import Statistics
+from sparsecomp.target import Target
+from sparsecomp.train.weights import Weight
+
+SMALLEST = 256
+"""Weights of a layer below which pruning it is not worth a kernel of its own."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call of the model: what latency is of."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Subject:
+    """The layers of a model that may be pruned, and prices of their candidates; found when they are asked for."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        example: Example,
+        candidates: Sequence[Candidate],
+        method: Method,
+        state: State,
+        watch: Watch,
+        skip: Sequence[str] = (),
+    ) -> None:
+        """
+        Raises:
+            InputError: the model cannot be run on the example, or no layer is left to prune.
+        """
+        self.model, self.batches, self.example = model, batches, example
+        self.method: Method = method
+        self.state, self.watch = state, watch
+        self.weights = prunable_layers(model, None, skip)
+        watch.stage("finding layers")
+        self.calls, self.remarks = _calls(model, example, self.weights)
+        self.notes = {name: _dense_because(w, self.calls.get(name)) for name, w in self.weights.items()}
+        self.candidates = {
+            name: (DENSE,) if self.notes[name] else _fitting(weight, candidates)
+            for name, weight in self.weights.items()
+        }
+        if all(len(found) == 1 for found in self.candidates.values()):
+            raise InputError(
+                f"no layer can be pruned: {'; '.join(f'{n!r} {note}' for n, note in self.notes.items() if note)}."
+            )
+        self._table: LatencyTable | None = None
+
+    def measure(self, target: Target, threads: int) -> None:
+        """Fill the latency table, from disk as far as it is known."""
+        structures = {
+            c.structure: None for found in self.candidates.values() for c in found if not c.is_dense
+        }
+        open_calls = {name: self.calls[name] for name, found in self.candidates.items() if len(found) > 1}
+        self.watch.stage("measuring latency", total=measurements(open_calls, structures))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            cost = codegen.meter(target, threads)
+            self._table = measure_latency(open_calls, structures, cost, self.watch.item)
+
+    def seconds(self, name: str, candidate: Candidate) -> float:
+        """Of the layer's calls, each alone; 0 for a layer that stays dense, whose time is that of what is between."""
+        assert self._table is not None
+        return self._table.seconds(name, candidate) if name in self._table.calls else 0.0
+
+    def alone(self, choices: Mapping[str, Candidate]) -> float:
+        """Seconds of all layers, each alone."""
+        return sum(self.seconds(name, choices.get(name, DENSE)) for name in self.weights)
+
+    def kept(self, name: str, candidate: Candidate) -> float:
+        """Weights that are not zero."""
+        return (1 - candidate.sparsity) * self.weights[name].parameter.numel()
+
+    def nbytes(self, name: str, candidate: Candidate) -> float:
+        """Of the weight in its smallest exact format."""
+        weight = self.weights[name]
+        return stored_bytes(weight, candidate)
+
+    @cached_property
+    def other_bytes(self) -> int:
+        """Of parameters and buffers that are no weights of these layers."""
+        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        for weight in self.weights.values():
+            tensors.pop(id(weight.parameter), None)
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def error(self, name: str, candidate: Candidate) -> float:
+        """Of the layer's output, by the method asked for; without calibration data, the relative energy removed."""
+        if candidate.is_dense:
+            return 0.0
+        key = f"error of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
+        found = self.state.get(key)
+        if found is None:
+            errors = layer_errors(self.model, (candidate,), self._statistics, self.method, (name,))
+            found = errors[name][candidate]
+            self.state.put(key, found)
+        return float(found)
+
+    @cached_property
+    def _statistics(self) -> dict[str, Statistics]:
+        if not self.batches or self.method == "magnitude":
+            return {}
+        names = [name for name, found in self.candidates.items() if len(found) > 1]
+        return collect(self.model, self.batches, names)
+
+    def learn_errors(self) -> None:
+        """Of all candidates, so that they are there when they are asked for."""
+        names = [name for name, found in self.candidates.items() if len(found) > 1]
+        self.watch.stage("errors of candidates", total=len(names))
+        for name in names:
+            self.watch.item(name)
+            for candidate in self.candidates[name]:
+                self.error(name, candidate)
+
+    def roughly_pruned(self, choices: Choices) -> nn.Module:
+        """A copy pruned by magnitude: as fast as any other model with these choices, and made in no time."""
+        model = copy.deepcopy(self.model)
+        wanted = {name: c for name, c in choices.items() if not c.is_dense}
+        for _ in prune_layers(model, wanted, (), "magnitude"):
+            pass
+        return model
+
+    def pruned(self, choices: Choices) -> tuple[nn.Module, dict[str, str]]:
+        """A copy pruned by the method asked for, and notes of its layers. Layers that were pruned before an interrupt
+        are not pruned again."""
+        model = copy.deepcopy(self.model)
+        left = {name: c for name, c in choices.items() if not c.is_dense}
+        plan = f"{self.method} {sorted((name, str(c.structure), c.sparsity) for name, c in left.items())}"
+        weights, notes = prunable_layers(model), dict[str, str]()
+        self.watch.stage("pruning", total=len(left))
+        for name in list(left):
+            done = self.state.tensor(f"{name} of {plan}")
+            if done is not None:
+                self.watch.item(name)
+                set_layer_weight(weights[name], done)
+                notes[name] = str(self.state.get(f"note of {name} of {plan}") or "")
+                del left[name]
+        for name, pruned in prune_layers(model, left, self.batches, self.method):
+            self.watch.item(name)
+            notes[name] = pruned.note
+            self.state.put(f"note of {name} of {plan}", pruned.note)
+            self.state.put_tensor(f"{name} of {plan}", pruned.weight)
+        if self.batches:
+            reestimate_batch_norms(model, self.batches)
+        return model, notes
+
+
+def _calls(
+    model: nn.Module, example: Example, weights: Mapping[str, Weight]
+) -> tuple[dict[str, list[tuple[Layer, Tensor]]], tuple[str, ...]]:
+    """Layer -> where the model's graph calls it, with the matrix; and a note if there is no graph of the whole."""
+    program, _, notes = analysed(model, example.args, example.kwargs)
+    cuts = program.slimming.cuts if program.slimming else {}
+    owner = {held: name for name, weight in weights.items() for held in weight.held.names}
+    found: dict[str, list[tuple[Layer, Tensor]]] = {}
+    for site, layer in program.layers.items():
+        whole = layer.weight if layer.weight in owner else whole_of(layer.weight, cuts)
+        if whole in owner:
+            found.setdefault(owner[whole], []).append((layer, program.weight(site)))
+    return found, notes
+
+
+def _dense_because(weight: Weight, calls: object) -> str:
+    """Why a layer is not to be pruned; "" where it may be."""
+    if weight.parameter.numel() < SMALLEST:
+        return f"stays dense: it has only {weight.parameter.numel()} weights"
+    return "" if calls else "stays dense: the example does not reach it, or the compiler cannot take it"
+
+
+def _fitting(weight: Weight, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Dense first, then those whose groups fit into the weight."""
+
+    def fits(candidate: Candidate) -> bool:
+        limits = candidate.structure.n_of_m
+        if limits:
+            return weight.shape[1] >= limits[1]
+        tiling = candidate.structure.tiling(weight)
+        return tiling.rows <= weight.shape[0] and tiling.columns <= weight.shape[1]
+
+    return (DENSE, *(c for c in candidates if not c.is_dense and fits(c)))
+
+
+def stored_bytes(weight: Weight, candidate: Candidate) -> float:
+    """Of values and of where they lie: the least of a bitmap, and of 16-bit gaps or columns, one for each group of
+    weights that are kept together. Dense weights have no overhead (Hoefler et al. 2021, section 2.2)."""
+    size, width = weight.parameter.numel(), weight.parameter.element_size()
+    if candidate.is_dense:
+        return float(size * width)
+    kept = (1 - candidate.sparsity) * size
+    return min(size * width, kept * width + min(size / 8, 2 * kept))
