@@ -13,10 +13,12 @@ from sparsecomp.cost import Cost
 from sparsecomp.layer import Layer
 from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.prune import prune_weight
-from sparsecomp.train.pattern import Pattern
+from sparsecomp.train.pattern import BLOCKS, Pattern
 
 KNOTS = (0.4, 0.6, 0.8, 0.9, 0.96, 0.99)
 """Sparsities at which kernels are timed. Between them the time of one kernel is nearly linear in its density."""
+KERNEL_ROWS = (1, 2, 4, 8)
+"""That share a list of columns in some kernel."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,22 @@ def _measure_call(
 
 
 def _skipping_seconds(layer: Layer, matrix: Tensor, candidate: Candidate, cost: Cost) -> float | None:
-    """Of the fastest kernel that skips zeros; None where all were refused.
+    """Of the fastest kernel that skips these zeros; None where there is none.
 
     Magnitude decides which weights are zero: times depend on how many there are, and how unevenly."""
     weight = matrix.reshape(layer.rows, layer.weight_shape[1], -1)
     pruned = prune_weight(weight, candidate, None, "magnitude").weight.reshape(matrix.shape)
+    if _rows(candidate.structure):
+        return cost.skipping(layer, pruned, _rows(candidate.structure))
     # The cost remembers its answer for a layer: this one has other weights, and so another name.
     named = replace(layer, name=f"{layer.name}, {candidate}")
-    return min(
-        (
-            c.seconds
-            for c in cost.candidates(named, pruned)
-            if c.how is not None and c.seconds is not None and not c.refused and not c.how.pattern.shared
-        ),
-        default=None,
-    )
+    found = [c for c in cost.candidates(named, pruned) if c.how is not None and not c.refused]
+    return min((c.seconds for c in found if c.seconds is not None), default=None)
+
+
+def _rows(structure: Pattern) -> int:
+    """Of the blocks that a kernel for the structure has; 0 where several kernels could be the best."""
+    if structure.name == "unstructured" or structure.n_of_m:
+        return 1
+    block = BLOCKS.fullmatch(structure.name)
+    return max(rows for rows in KERNEL_ROWS if int(block[1]) % rows == 0) if block else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from sparsecomp.progress import Watch
 from sparsecomp.sparsify.allocate import runners_up
 from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.goal import Goal
+from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.sparsify.prune import Method
-from sparsecomp.sparsify.search import Found, Timekeeper, at_loss, at_speed, checked_loss, within
+from sparsecomp.sparsify.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, checked_loss, within
 from sparsecomp.sparsify.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
 from sparsecomp.sparsify.state import State, digest
 from sparsecomp.sparsify.stretch import Stretch
@@ -73,6 +74,7 @@ class Planner:
         model, layer_notes = subject.pruned(found.choices)
         stretch = times.first if times else Stretch(0.0, 1.0)
         totals = self._totals(found.choices, model, stretch, times)
+        self._compare(totals)
         layers = tuple(
             self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""))
             for name in subject.weights
@@ -90,6 +92,14 @@ class Planner:
             seconds=time.perf_counter() - self.start,
             pruned=model,
         )
+
+    def _compare(self, totals: Totals) -> None:
+        """Note where the finished model is not what was asked for."""
+        goal, speedup = self.request.goal, totals.speedup
+        if goal.kind != "target_speedup" or speedup is None:
+            return
+        if abs(speedup / goal.amount - 1) > TOLERANCE:
+            self.notes.append(f"{goal} was missed by more than {TOLERANCE:.0%}: measured {speedup:.2f}")
 
     def _timekeeper(self) -> Timekeeper:
         subject, request = self.subject, self.request
@@ -154,7 +164,7 @@ class Planner:
             dense_bytes=round(dense_bytes),
             bytes=round(subject.other_bytes + sum(subject.nbytes(n, c) for n, c in choices.items())),
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
-            kept=round(sum(subject.kept(n, c) for n, c in choices.items())),
+            kept=_nonzeros(model, subject.weights),
             error=sum(subject.error(n, c) for n, c in choices.items()),
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
@@ -184,3 +194,8 @@ class Planner:
             tuple(option(candidates[number]) for number in near),
             subject.notes[name] or note,
         )
+
+
+def _nonzeros(model: nn.Module, weights: Collection[str]) -> int:
+    """Weights of these layers that are not zero."""
+    return sum(int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in weights)

@@ -19,6 +19,7 @@ from sparsecomp.layer import Layer
 from sparsecomp.progress import Watch
 from sparsecomp.sparsify.calibration import collect
 from sparsecomp.sparsify.candidate import DENSE, Candidate
+from sparsecomp.sparsify.energy import removed_energies
 from sparsecomp.sparsify.latency import LatencyTable, measure_latency, measurements
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.model import prune_layers, reestimate_batch_norms, set_layer_weight
@@ -118,18 +119,20 @@ class Subject:
         """Of the layer's output, by the method asked for; without calibration data, the relative energy removed."""
         if candidate.is_dense:
             return 0.0
-        key = f"error of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
+        key = self._error_key(name, candidate)
         found = self.state.get(key)
         if found is None:
-            errors = layer_errors(self.model, (candidate,), self._statistics, self.method, (name,))
-            found = errors[name][candidate]
+            found = self._errors(name, (candidate,))[candidate]
             self.state.put(key, found)
         return float(found)
 
+    def _errors(self, name: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        if not self.batches or self.method == "magnitude":
+            return removed_energies(self.weights[name], candidates)
+        return layer_errors(self.model, candidates, self._statistics, self.method, (name,))[name]
+
     @cached_property
     def _statistics(self) -> dict[str, Statistics]:
-        if not self.batches or self.method == "magnitude":
-            return {}
         names = [name for name, found in self.candidates.items() if len(found) > 1]
         return collect(self.model, self.batches, names)
 
@@ -139,8 +142,16 @@ class Subject:
         self.watch.stage("errors of candidates", total=len(names))
         for name in names:
             self.watch.item(name)
-            for candidate in self.candidates[name]:
-                self.error(name, candidate)
+            unknown = [
+                c
+                for c in self.candidates[name]
+                if not c.is_dense and self.state.get(self._error_key(name, c)) is None
+            ]
+            for candidate, error in self._errors(name, unknown).items() if unknown else ():
+                self.state.put(self._error_key(name, candidate), error)
+
+    def _error_key(self, name: str, candidate: Candidate) -> str:
+        return f"error of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
 
     def roughly_pruned(self, choices: Choices) -> nn.Module:
         """A copy pruned by magnitude: as fast as any other model with these choices, and made in no time."""
