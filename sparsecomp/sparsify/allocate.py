@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -92,17 +93,21 @@ def _thinned(costs: Array, kept: npt.NDArray[np.int64], states: int) -> npt.NDAr
 
 
 def runners_up(costs: Array, errors: Array, chosen: int, count: int = 2) -> tuple[int, ...]:
-    """The other options that come nearest to being chosen: those for which the price of cost must change least.
+    """The other options that come nearest to being chosen, one cheaper and one better in turn.
 
-    At a price p the option of least error + p * cost is chosen. From the chosen one, another is reached where
-    p = (its error - the chosen error) / (the chosen cost - its cost); of options that are never better the ones of
-    least error come last.
+    At a price p the option of least error + p * cost is chosen. As p rises from where one is chosen, the next is the
+    cheaper option of least (its error - the chosen error) / (the chosen cost - its cost); as p falls, the better option
+    of the largest. Options that are neither cheaper nor better come last, those of least error first.
     """
 
-    def distance(option: int) -> tuple[bool, float]:
-        cost, error = float(costs[chosen] - costs[option]), float(errors[option] - errors[chosen])
-        beaten = cost <= 0 <= error
-        return beaten, error if beaten else abs(error) / max(abs(cost), 1e-30) * (1.0 if cost > 0 else -1.0)
+    def price(option: int) -> float:
+        return float((errors[option] - errors[chosen]) / (costs[chosen] - costs[option]))
 
-    others = sorted((option for option in range(len(costs)) if option != chosen), key=distance)
-    return tuple(others[:count])
+    others = [option for option in range(len(costs)) if option != chosen]
+    cheaper = sorted((o for o in others if costs[o] < costs[chosen]), key=price)
+    better = [o for o in others if costs[o] > costs[chosen] and errors[o] < errors[chosen]]
+    better.sort(key=price, reverse=True)
+    pairs = itertools.zip_longest(cheaper, better)
+    near = [option for pair in pairs for option in pair if option is not None]
+    beaten = sorted((o for o in others if o not in near), key=lambda o: float(errors[o]))
+    return tuple((near + beaten)[:count])
