@@ -267,7 +267,7 @@ class Plan:
         if totals.eager_seconds is not None:
             speedup = "" if totals.eager_speedup is None else f" ({totals.eager_speedup:.2f}x)"
             latency.append(f"dense in PyTorch {totals.eager_seconds * 1e3:.2f}{speedup}")
-        size = f"size: {totals.dense_bytes / MIB:.2f} -> {totals.bytes / MIB:.2f} MiB"
+        size = f"size: {totals.dense_bytes / MIB:.3g} -> {totals.bytes / MIB:.3g} MiB"
         loss = f"predicted error, summed over layers: {totals.error:.4g}"
         if totals.loss is not None and totals.dense_loss is not None:
             loss += f"; loss on held-out data: {totals.dense_loss:.4g} -> {totals.loss:.4g}"
