@@ -32,6 +32,7 @@ def sparsify(
     example_inputs: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    sensitivity: Callable[[nn.Module], float] | None = None,
     method: str = "obs",
     structures: Sequence[str] = ("unstructured", "4x1", "2:4"),
     levels: int = 12,
@@ -61,6 +62,8 @@ def sparsify(
         example_kwargs: Its keyword arguments.
         evaluate: Model -> its loss on held-out data, smaller is better. Needed for `max_loss`; otherwise the plan
             reports it.
+        sensitivity: Model -> its loss on data that may be looked at, not those held out. The error of a candidate is
+            then the rise of this with that one layer pruned, and not the error of the layer's output.
         method: How weights are chosen and repaired: see `prune_weight`.
         structures: What a layer may become, beside dense: "unstructured", blocks "4x1", "2:4", "filter", ...
         levels: Sparsities of each structure, from 40 % to 99 %.
@@ -94,7 +97,8 @@ def sparsify(
         target=Target.parse(target),
         threads=positive(threads) or torch.get_num_threads(),
         measure=bool(measure),
-        evaluate=_function(evaluate),
+        evaluate=_function("evaluate", evaluate),
+        sensitivity=_function("sensitivity", sensitivity),
         resume=None if resume is None else Path(resume),
     )
     _check_together(request, batches)
@@ -148,10 +152,10 @@ def _check_together(request: Request, batches: Sequence[Any]) -> None:
         raise InputError("target_speedup is measured: measure=False cannot be asked for with it.")
 
 
-def _function(evaluate: Callable[[nn.Module], float] | None) -> Callable[[nn.Module], float] | None:
-    if evaluate is not None and not callable(evaluate):
-        raise InputError(f"evaluate must be a function of the model, not {type(evaluate).__name__}.")
-    return evaluate
+def _function(option: str, value: Callable[[nn.Module], float] | None) -> Callable[[nn.Module], float] | None:
+    if value is not None and not callable(value):
+        raise InputError(f"{option} must be a function of the model, not {type(value).__name__}.")
+    return value
 
 
 Name = TypeVar("Name", bound=str)

@@ -46,6 +46,7 @@ class Request:
     threads: int
     measure: bool
     evaluate: Evaluate | None
+    sensitivity: Evaluate | None
     resume: Path | None
 
 
@@ -61,7 +62,15 @@ class Planner:
         folder = request.resume or cache_folder() / "plans" / digest(model, batches)
         self.state = State(folder)
         self.subject = Subject(
-            model, batches, example, request.candidates, request.method, self.state, watch, request.skip
+            model,
+            batches,
+            example,
+            request.candidates,
+            request.method,
+            self.state,
+            watch,
+            request.skip,
+            request.sensitivity,
         )
         self.notes = list(self.subject.remarks)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,7 @@ from sparsecomp.sparsify.latency import LatencyTable, measure_latency, measureme
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.model import prune_layers, reestimate_batch_norms, set_layer_weight
 from sparsecomp.sparsify.prune import Method
-from sparsecomp.sparsify.sensitivity import layer_errors
+from sparsecomp.sparsify.sensitivity import layer_errors, measured_losses
 from sparsecomp.sparsify.series import Choices
 from sparsecomp.sparsify.state import State
 from sparsecomp.sparsify.statistics import Statistics
@@ -56,13 +56,17 @@ class Subject:
         state: State,
         watch: Watch,
         skip: Sequence[str] = (),
+        sensitivity: Callable[[nn.Module], float] | None = None,
     ) -> None:
         """
+        sensitivity: Model -> its loss on data that may be looked at; by default errors are of layers' outputs.
+
         Raises:
             InputError: the model cannot be run on the example, or no layer is left to prune.
         """
         self.model, self.batches, self.example = model, batches, example
         self.method: Method = method
+        self.sensitivity = sensitivity
         self.state, self.watch = state, watch
         self.weights = prunable_layers(model, None, skip)
         watch.stage("finding layers")
@@ -116,7 +120,8 @@ class Subject:
         return sum(t.numel() * t.element_size() for t in tensors.values())
 
     def error(self, name: str, candidate: Candidate) -> float:
-        """Of the layer's output, by the method asked for; without calibration data, the relative energy removed."""
+        """Of the layer's output, by the method asked for; without calibration data, the relative energy removed. Or
+        the rise of a loss, where one is given for that."""
         if candidate.is_dense:
             return 0.0
         key = self._error_key(name, candidate)
@@ -127,12 +132,19 @@ class Subject:
         return float(found)
 
     def _errors(self, name: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
+        if self.sensitivity is not None:
+            rises = measured_losses(
+                self.model, candidates, self.sensitivity, self._statistics, self.method, (name,)
+            )
+            return {candidate: max(0.0, rise) for candidate, rise in rises[name].items()}
         if not self.batches or self.method == "magnitude":
             return removed_energies(self.weights[name], candidates)
         return layer_errors(self.model, candidates, self._statistics, self.method, (name,))[name]
 
     @cached_property
     def _statistics(self) -> dict[str, Statistics]:
+        if not self.batches or self.method == "magnitude":
+            return {}
         names = [name for name, found in self.candidates.items() if len(found) > 1]
         return collect(self.model, self.batches, names)
 
@@ -151,7 +163,8 @@ class Subject:
                 self.state.put(self._error_key(name, candidate), error)
 
     def _error_key(self, name: str, candidate: Candidate) -> str:
-        return f"error of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
+        what = "error" if self.sensitivity is None else "rise of the loss"
+        return f"{what} of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
 
     def roughly_pruned(self, choices: Choices) -> nn.Module:
         """A copy pruned by magnitude: as fast as any other model with these choices, and made in no time."""
