@@ -18,7 +18,7 @@ from sparsecomp.sparsify.stretch import Sample, Stretch
 from sparsecomp.sparsify.subject import Subject
 from sparsecomp.sparsify.whole import DenseTimes, ModelClock
 
-CLOSE = 0.02
+CLOSE = 0.03
 """Relative distance from the wanted speed-up at which looking for a closer plan ends."""
 TOLERANCE = 0.05
 """Within which it counts as reached."""
