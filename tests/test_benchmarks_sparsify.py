@@ -60,7 +60,7 @@ def test_a_table_of_losses() -> None:
     other = mixed | {"loss": 0.3}
     failed = {"failure": "out of reach"}
     dense = {"loss": 0.1, "accuracy": 97.0}
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "5x, seed 0": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, other) | {"mixed": mixed},
         "5x, seed 1": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, failed) | {"mixed": mixed},
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,46 @@ from sparsecomp.progress import watching
 from sparsecomp.target import Target
 
 if TYPE_CHECKING:
+    from sparsecomp.sparsify.goal import Goal
     from sparsecomp.sparsify.plan import Plan
     from sparsecomp.sparsify.planner import Request
     from sparsecomp.sparsify.subject import Example
+
+
+class Options(TypedDict, total=False):
+    """What else `sparsify` may be told, as keyword arguments."""
+
+    example_inputs: Sequence[Any] | None
+    """Positional arguments of the call whose latency counts. By default the first batch."""
+    example_kwargs: Mapping[str, Any] | None
+    """Its keyword arguments."""
+    evaluate: Callable[[nn.Module], float] | None
+    """Model -> its loss on held-out data, smaller is better. Needed for `max_loss`; otherwise the plan reports it."""
+    sensitivity: Callable[[nn.Module], float] | None
+    """Model -> its loss on data that may be looked at, not those held out. The error of a candidate is then the rise of
+    this with that one layer pruned, and not the error of the layer's output."""
+    method: str
+    """How weights are chosen and repaired: see `prune_weight`. Default: "obs"."""
+    structures: Sequence[str]
+    """What a layer may become, beside dense. Default: "unstructured", blocks "4x1", "2:4"."""
+    levels: int
+    """Sparsities of each structure, from 40 % to 99 %. Default: 12."""
+    allocation: str
+    """"optimal", the default; or one sparsity for all layers ("uniform"), the Erdős-Rényi kernel ("erk"), one threshold
+    of magnitude for all ("global"), each with the first structure."""
+    skip: Sequence[str]
+    """Names of layers, or of modules that hold them, to leave dense."""
+    target: str | Target | None
+    """As for `compile_sparse`."""
+    threads: int | None
+    """Number of threads, for which times hold; by default `torch.get_num_threads()`."""
+    measure: bool
+    """False compiles and times no whole model: the plan then has times of layers alone."""
+    resume: str | Path | None
+    """Folder that holds what an interrupted run found; by default one in the cache folder, named by the values of the
+    model's weights and the batches."""
+    verbose: bool
+    """Show progress even where standard error is no terminal."""
 
 
 def sparsify(
@@ -29,20 +67,7 @@ def sparsify(
     max_loss: float | None = None,
     target_bytes: int | None = None,
     sparsity: float | None = None,
-    example_inputs: Sequence[Any] | None = None,
-    example_kwargs: Mapping[str, Any] | None = None,
-    evaluate: Callable[[nn.Module], float] | None = None,
-    sensitivity: Callable[[nn.Module], float] | None = None,
-    method: str = "obs",
-    structures: Sequence[str] = ("unstructured", "4x1", "2:4"),
-    levels: int = 12,
-    allocation: str = "optimal",
-    skip: Sequence[str] = (),
-    target: str | Target | None = None,
-    threads: int | None = None,
-    measure: bool = True,
-    resume: str | Path | None = None,
-    verbose: bool = False,
+    **options: Unpack[Options],
 ) -> Plan:
     """Choose for each layer a structure of zeros and a sparsity, and prune a copy of the model, within one budget.
 
@@ -58,56 +83,53 @@ def sparsify(
         max_loss: The most by which `evaluate` may rise. It is measured, never predicted.
         target_bytes: Of all parameters and buffers, each sparse weight in its smallest exact format.
         sparsity: The share of the weights of these layers that is to be zero.
-        example_inputs: Positional arguments of the call whose latency counts. By default the first batch.
-        example_kwargs: Its keyword arguments.
-        evaluate: Model -> its loss on held-out data, smaller is better. Needed for `max_loss`; otherwise the plan
-            reports it.
-        sensitivity: Model -> its loss on data that may be looked at, not those held out. The error of a candidate is
-            then the rise of this with that one layer pruned, and not the error of the layer's output.
-        method: How weights are chosen and repaired: see `prune_weight`.
-        structures: What a layer may become, beside dense: "unstructured", blocks "4x1", "2:4", "filter", ...
-        levels: Sparsities of each structure, from 40 % to 99 %.
-        allocation: "optimal"; or one sparsity for all layers ("uniform"), the Erdős-Rényi kernel ("erk"), one
-            threshold of magnitude for all ("global"), each with the first structure.
-        skip: Names of layers, or of modules that hold them, to leave dense.
-        target: As for `compile_sparse`.
-        threads: Number of threads, for which times hold; by default `torch.get_num_threads()`.
-        measure: False compiles and times no whole model: the plan then has times of layers alone.
-        resume: Folder that holds what an interrupted run found; by default one in the cache folder, by the model's
-            weights and the batches.
-        verbose: Show progress even where standard error is no terminal.
+        **options: See `Options`.
 
     Raises:
         InputError: the model, the data or an option cannot be used, or the budget is out of reach; the message says
             what to do, or what the most is.
     """
-    from sparsecomp.sparsify.candidate import default_candidates
     from sparsecomp.sparsify.goal import Goal
-    from sparsecomp.sparsify.planner import Planner, Request
+    from sparsecomp.sparsify.planner import Planner
+
+    batches = _batches(calibration)
+    request = _request(Goal.parse(target_speedup, max_loss, target_bytes, sparsity), batches, options)
+    codegen.check_runs_here(request.target)
+    module = model_of(model)
+    with watching(options.get("verbose", False)) as watch:
+        return Planner(module, batches, _example(module, batches, options), request, watch).run()
+
+
+def _request(goal: Goal, batches: Sequence[Any], options: Options) -> Request:
+    from sparsecomp.sparsify.candidate import default_candidates
+    from sparsecomp.sparsify.planner import Request
     from sparsecomp.sparsify.prune import METHODS
     from sparsecomp.sparsify.series import ALLOCATIONS
 
-    batches = _batches(calibration)
+    for name in options:
+        if name not in Options.__annotations__:
+            close = difflib.get_close_matches(name, Options.__annotations__, 1)
+            raise InputError(
+                f"option {name!r} is not known.{f' Did you mean {close[0]!r}?' if close else ''}"
+            )
+    structures = _names("structures", options.get("structures", ("unstructured", "4x1", "2:4")))
+    resume = options.get("resume")
+    method = _one_of("method", options.get("method", "obs"), METHODS)
     request = Request(
-        goal=Goal.parse(target_speedup, max_loss, target_bytes, sparsity),
-        method=_one_of("method", method, METHODS) if batches else "magnitude",
-        allocation=_one_of("allocation", allocation, ALLOCATIONS),
-        candidates=default_candidates(_names("structures", structures), _levels(levels)),
-        skip=_names("skip", skip),
-        target=Target.parse(target),
-        threads=positive(threads) or torch.get_num_threads(),
-        measure=bool(measure),
-        evaluate=_function("evaluate", evaluate),
-        sensitivity=_function("sensitivity", sensitivity),
+        goal=goal,
+        method=method if batches else "magnitude",
+        allocation=_one_of("allocation", options.get("allocation", "optimal"), ALLOCATIONS),
+        candidates=default_candidates(structures, _levels(options.get("levels", 12))),
+        skip=_names("skip", options.get("skip", ())),
+        target=Target.parse(options.get("target")),
+        threads=positive(options.get("threads")) or torch.get_num_threads(),
+        measure=bool(options.get("measure", True)),
+        evaluate=_function("evaluate", options.get("evaluate")),
+        sensitivity=_function("sensitivity", options.get("sensitivity")),
         resume=None if resume is None else Path(resume),
     )
-    _check_together(request, batches)
-    codegen.check_runs_here(request.target)
-    module = model_of(model)
-    with watching(verbose) as watch:
-        return Planner(
-            module, batches, _example(module, batches, example_inputs, example_kwargs), request, watch
-        ).run()
+    _check_together(request)
+    return request
 
 
 def _batches(calibration: object) -> list[Any]:
@@ -124,17 +146,12 @@ def _batches(calibration: object) -> list[Any]:
     return found
 
 
-def _example(
-    model: nn.Module,
-    batches: Sequence[Any],
-    example_inputs: Sequence[Any] | None,
-    example_kwargs: Mapping[str, Any] | None,
-) -> Example:
+def _example(model: nn.Module, batches: Sequence[Any], options: Options) -> Example:
     """The call that is timed."""
     from sparsecomp.sparsify.calibration import batch_call, check_batch
     from sparsecomp.sparsify.subject import Example
 
-    args, kwargs = example_call(model, example_inputs, example_kwargs)
+    args, kwargs = example_call(model, options.get("example_inputs"), options.get("example_kwargs"))
     for number, batch in enumerate(batches, 1):
         check_batch(model, batch_call(batch, number), number)
     if args is None and not batches:
@@ -142,7 +159,7 @@ def _example(
     return Example(*(batch_call(batches[0], 1) if args is None else (args, kwargs)))
 
 
-def _check_together(request: Request, batches: Sequence[Any]) -> None:
+def _check_together(request: Request) -> None:
     kind = request.goal.kind
     if kind == "max_loss" and request.evaluate is None:
         raise InputError(

@@ -231,6 +231,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ),
     ([X], {"sparsity": 0.995}, "sparsity=0.995 is out of reach: at least"),
     ([X], {"sparsity": 0.5, "structures": ["2:4"], "allocation": "erk"}, "needs a structure of any sparsity"),
+    (
+        [X],
+        {"sparsity": 0.5, "structure": ["4x1"]},
+        "option 'structure' is not known. Did you mean 'structures'",
+    ),
     ([X], {"sparsity": 0.5, "threads": 0}, "threads must be a positive number"),
 ]
 
