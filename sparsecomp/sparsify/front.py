@@ -54,7 +54,7 @@ class Options(TypedDict, total=False):
     """False compiles and times no whole model: the plan then has times of layers alone."""
     resume: str | Path | None
     """Folder that holds what an interrupted run found; by default one in the cache folder, named by the values of the
-    model's weights and the batches."""
+    model's weights and the batches. What `evaluate` and `sensitivity` returned is kept only in a folder named here."""
     verbose: bool
     """Show progress even where standard error is no terminal."""
 

@@ -24,7 +24,7 @@ from sparsecomp.sparsify.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.sparsify.prune import Method
 from sparsecomp.sparsify.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, checked_loss, within
 from sparsecomp.sparsify.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
-from sparsecomp.sparsify.state import State, digest
+from sparsecomp.sparsify.state import State, digest, state_of
 from sparsecomp.sparsify.stretch import Stretch
 from sparsecomp.sparsify.subject import Example, Subject
 from sparsecomp.sparsify.whole import ModelClock
@@ -59,8 +59,8 @@ class Planner:
         self.start = time.perf_counter()
         self.request = request
         watch.stage("reading the model")
-        folder = request.resume or cache_folder() / "plans" / digest(model, batches)
-        self.state = State(folder)
+        name = digest(model, batches)
+        self.state = state_of(request.resume or cache_folder() / "plans" / name, name)
         self.subject = Subject(
             model,
             batches,
@@ -71,6 +71,8 @@ class Planner:
             watch,
             request.skip,
             request.sensitivity,
+            # Functions have no digest: what they said is believed again only where the user names the run.
+            self.state if request.resume else State(None),
         )
         self.notes = list(self.subject.remarks)
 
@@ -116,7 +118,8 @@ class Planner:
         clock = partial(
             ModelClock, subject.model, example.args, example.kwargs, request.target, request.threads
         )
-        return Timekeeper(subject, clock, codegen.conditions(request.target, request.threads))
+        conditions = codegen.conditions(request.target, request.threads)
+        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}")
 
     @property
     def _cost(self) -> Price:

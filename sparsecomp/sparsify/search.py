@@ -179,12 +179,12 @@ def loss_of(
         InputError: it is no finite number.
     """
     key = f"loss of {_digest(choices)} by {subject.method}"
-    found: Any = subject.state.get(key)
+    found: Any = subject.opinions.get(key)
     if found is None:
         model = subject.pruned(dict(choices))[0] if choices else subject.model
         subject.watch.stage("evaluating")
         found = checked_loss(evaluate(model))
-        subject.state.put(key, found)
+        subject.opinions.put(key, found)
     return float(found)
 
 

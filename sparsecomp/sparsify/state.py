@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsecomp.errors import InputError
+
 LOG = logging.getLogger(__name__)
 
 
@@ -93,9 +95,29 @@ class State:
         self.folder = None
 
 
+def state_of(folder: Path, name: str) -> State:
+    """The state of a run on the model and data of that digest.
+
+    Raises:
+        InputError: the folder is that of other weights or data.
+    """
+    state = State(folder)
+    before = state.get("digest")
+    if before is None:
+        state.put("digest", name)
+    elif before != name:
+        raise InputError(
+            f"resume={str(folder)!r} holds what was found for another model, other calibration data or another version "
+            "of this library: name another folder, or remove it."
+        )
+    return state
+
+
 def digest(model: nn.Module, batches: Sequence[Any]) -> str:
-    """Names a model's parameters and buffers and its calibration data, by their values."""
+    """Names a model's parameters and buffers and its calibration data, by their values, and the code that prunes."""
     found = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(source.read_bytes())
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             _add(found, name, tensor)

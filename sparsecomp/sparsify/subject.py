@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sparsecomp import codegen
 from sparsecomp.cut_weight import whole_of
@@ -42,6 +43,11 @@ class Example:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    @property
+    def shapes(self) -> str:
+        """Of its tensors, and its other arguments."""
+        return str(pytree.tree_map_only(Tensor, lambda x: list(x.shape), (self.args, self.kwargs)))
+
 
 class Subject:
     """The layers of a model that may be pruned, and prices of their candidates; found when they are asked for."""
@@ -57,9 +63,11 @@ class Subject:
         watch: Watch,
         skip: Sequence[str] = (),
         sensitivity: Callable[[nn.Module], float] | None = None,
+        opinions: State | None = None,
     ) -> None:
         """
         sensitivity: Model -> its loss on data that may be looked at; by default errors are of layers' outputs.
+        opinions: Where what the user's functions returned is kept; by default with everything else.
 
         Raises:
             InputError: the model cannot be run on the example, or no layer is left to prune.
@@ -68,6 +76,7 @@ class Subject:
         self.method: Method = method
         self.sensitivity = sensitivity
         self.state, self.watch = state, watch
+        self.opinions = opinions or state
         self.weights = prunable_layers(model, None, skip)
         watch.stage("finding layers")
         self.calls, self.remarks = _calls(model, example, self.weights)
@@ -124,12 +133,20 @@ class Subject:
         the rise of a loss, where one is given for that."""
         if candidate.is_dense:
             return 0.0
-        key = self._error_key(name, candidate)
-        found = self.state.get(key)
-        if found is None:
-            found = self._errors(name, (candidate,))[candidate]
-            self.state.put(key, found)
-        return float(found)
+        if self._known_error(name, candidate) is None:
+            self._learn_errors(name, (candidate,))
+        return float(self._known_error(name, candidate))
+
+    def _learn_errors(self, name: str, candidates: Sequence[Candidate]) -> None:
+        for candidate, error in self._errors(name, candidates).items() if candidates else ():
+            self._errors_kept.put(self._error_key(name, candidate), error)
+
+    def _known_error(self, name: str, candidate: Candidate) -> Any:
+        return self._errors_kept.get(self._error_key(name, candidate))
+
+    @property
+    def _errors_kept(self) -> State:
+        return self.state if self.sensitivity is None else self.opinions
 
     def _errors(self, name: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
         if self.sensitivity is not None:
@@ -155,12 +172,9 @@ class Subject:
         for name in names:
             self.watch.item(name)
             unknown = [
-                c
-                for c in self.candidates[name]
-                if not c.is_dense and self.state.get(self._error_key(name, c)) is None
+                c for c in self.candidates[name] if not c.is_dense and self._known_error(name, c) is None
             ]
-            for candidate, error in self._errors(name, unknown).items() if unknown else ():
-                self.state.put(self._error_key(name, candidate), error)
+            self._learn_errors(name, unknown)
 
     def _error_key(self, name: str, candidate: Candidate) -> str:
         what = "error" if self.sensitivity is None else "rise of the loss"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +199,35 @@ def test_a_plan_from_a_file_makes_the_same_model(
     again = Plan.load(tmp_path / "plan.json").apply(net, batches)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, plan.model.state_dict()[name])
+
+
+def test_what_functions_said_is_not_believed_of_others(net: nn.Module, batches: list[Tensor]) -> None:
+    told: list[nn.Module] = []
+
+    def worse_by(times: float) -> Callable[[nn.Module], float]:
+        def evaluate(model: nn.Module) -> float:
+            told.append(model)
+            kept = sum(int(p.count_nonzero()) for p in model.parameters())
+            return -times * kept
+
+        return evaluate
+
+    tight = sparsify(net, batches, max_loss=100, evaluate=worse_by(1.0), **QUICK)
+    loose = sparsify(net, batches, max_loss=100, evaluate=worse_by(0.1), **QUICK)
+    assert tight.totals.kept > loose.totals.kept
+    assert len(told) > 6
+
+
+def test_errors_may_be_the_rise_of_a_loss(net: nn.Module, batches: list[Tensor]) -> None:
+    weight = net.get_parameter("up.weight").detach().clone()
+
+    def only_up_matters(model: nn.Module) -> float:
+        return float((model.get_parameter("up.weight").detach() - weight).square().sum())
+
+    plan = sparsify(net, batches, sparsity=0.4, sensitivity=only_up_matters, **QUICK)
+    assert plan.choices["up"].is_dense
+    assert plan.choices["convolution"].sparsity > 0
+    assert plan.totals.error == 0.0
 
 
 X = torch.randn(2, 4, 6, 6)

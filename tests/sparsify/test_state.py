@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sparsecomp.sparsify.state import State, digest
+from sparsecomp import InputError
+from sparsecomp.sparsify.state import State, digest, state_of
 
 
 def test_numbers_and_tensors_are_found_again(tmp_path: Path) -> None:
@@ -68,3 +69,10 @@ def test_the_digest_is_of_values() -> None:
         model.weight[0, 0] += 1
     assert digest(model, [x]) != name
     assert digest(model.to(torch.bfloat16), [{"x": x.to(torch.bfloat16), "flag": True}])
+
+
+def test_the_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    state_of(tmp_path, "one").put("a", 1)
+    assert state_of(tmp_path, "one").get("a") == 1
+    with pytest.raises(InputError, match="holds what was found for another model"):
+        state_of(tmp_path, "other")
