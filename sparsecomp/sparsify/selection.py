@@ -21,10 +21,15 @@ def kept_groups(scores: Tensor, pattern: Pattern, sparsity: float, *, by_row: bo
         return pattern.unlined(kept, (scores.shape[0], scores.shape[1]))
     count = removed_count(sparsity, scores.numel())
     if not by_row or scores.shape[1] == 1:
-        kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-        kept[scores.flatten().argsort(stable=True)[:count]] = False
-        return kept.reshape(scores.shape)
+        return ~lowest(scores, count)
     return _by_row(scores, count)
+
+
+def lowest(costs: Tensor, count: int) -> Tensor:
+    """bool, of the same shape: the `count` smallest; ties go to the first."""
+    found = torch.zeros(costs.numel(), dtype=torch.bool, device=costs.device)
+    found[costs.flatten().argsort(stable=True)[:count]] = True
+    return found.reshape(costs.shape)
 
 
 def removed_count(sparsity: float, groups: int) -> int:
