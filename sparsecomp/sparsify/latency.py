@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -59,6 +60,16 @@ class CallLatency:
             return self.dense
         return min(self.dense, self.curves[candidate.structure].at(candidate.sparsity))
 
+    def as_dict(self) -> dict[str, Any]:
+        curves = {c.name: [curve.sparsities, curve.seconds] for c, curve in self.curves.items()}
+        return {"dense": self.dense, "curves": curves}
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> CallLatency:
+        """Inverse of `as_dict`."""
+        curves = {Pattern.parse(n): Curve(*map(tuple, curve)) for n, curve in data["curves"].items()}
+        return CallLatency(data["dense"], curves)
+
 
 @dataclass(frozen=True)
 class LatencyTable:
@@ -73,6 +84,14 @@ class LatencyTable:
     def total(self, choices: Mapping[str, Candidate]) -> float:
         """Of all layers of the table; those without a choice are dense."""
         return sum(self.seconds(layer, choices.get(layer, DENSE)) for layer in self.calls)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: [call.as_dict() for call in calls] for name, calls in self.calls.items()}
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> LatencyTable:
+        """Inverse of `as_dict`."""
+        return LatencyTable({name: tuple(map(CallLatency.of, calls)) for name, calls in data.items()})
 
 
 def measure_latency(

@@ -92,15 +92,22 @@ class Subject:
         self._table: LatencyTable | None = None
 
     def measure(self, target: Target, threads: int) -> None:
-        """Fill the latency table, from disk as far as it is known."""
+        """Fill the latency table, from disk as far as it is known. A resumed run reads the very same one: later
+        measurements may have improved on the database, and other times would give other plans."""
         structures = {
             c.structure: None for found in self.candidates.values() for c in found if not c.is_dense
         }
         open_calls = {name: self.calls[name] for name, found in self.candidates.items() if len(found) > 1}
-        self.watch.stage("measuring latency", total=measurements(open_calls, structures))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            cost = codegen.meter(target, threads)
-            self._table = measure_latency(open_calls, structures, cost, self.watch.item)
+        conditions = f"{codegen.conditions(target, threads)}, {self.example.shapes}"
+        key = f"latency of {sorted(open_calls)} as {sorted(s.name for s in structures)}; {conditions}"
+        found = self.state.get(key)
+        if found is None:
+            self.watch.stage("measuring latency", total=measurements(open_calls, structures))
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                cost = codegen.meter(target, threads)
+                found = measure_latency(open_calls, structures, cost, self.watch.item).as_dict()
+            self.state.put(key, found)
+        self._table = LatencyTable.of(found)
 
     def seconds(self, name: str, candidate: Candidate) -> float:
         """Of the layer's calls, each alone; 0 for a layer that stays dense, whose time is that of what is between."""

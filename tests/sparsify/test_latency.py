@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -97,6 +98,12 @@ def test_more_zeros_never_take_longer(seconds: list[float], one: float, other: f
     curve = Curve(KNOTS, tuple(seconds))
     low, high = sorted((one, other))
     assert curve.at(high) <= curve.at(low) * (1 + 1e-9)
+
+
+def test_a_table_goes_through_json_and_back() -> None:
+    layers = {"a": [linear("a")], "b": [linear("b", 6), linear("b", 6)]}
+    table = measure_latency(layers, [SPARSE, BLOCKS, Pattern("2:4")], Counting())
+    assert LatencyTable.of(json.loads(json.dumps(table.as_dict()))) == table
 
 
 def test_a_layer_outside_the_table_is_named() -> None:
