@@ -27,6 +27,7 @@ from sparsecomp.sparsify.series import Allocation, Choices, OptimalSeries, Price
 from sparsecomp.sparsify.state import State, digest, state_of
 from sparsecomp.sparsify.stretch import Stretch
 from sparsecomp.sparsify.subject import Example, Subject
+from sparsecomp.sparsify.weight_bytes import weight_bytes
 from sparsecomp.sparsify.whole import ModelClock
 from sparsecomp.target import Target
 
@@ -170,13 +171,15 @@ class Planner:
         self, choices: Choices, model: nn.Module, stretch: Stretch, times: Timekeeper | None
     ) -> Totals:
         subject, evaluate = self.subject, self.request.evaluate
+        kept = _nonzeros(model, subject.weights)
+        nbytes = (weight_bytes(subject.weights[n], c, kept[n]) for n, c in choices.items())
         dense_bytes = subject.other_bytes + sum(subject.nbytes(name, DENSE) for name in choices)
         return Totals(
             predicted_seconds=stretch.whole(subject.alone(choices)),
             dense_bytes=round(dense_bytes),
-            bytes=round(subject.other_bytes + sum(subject.nbytes(n, c) for n, c in choices.items())),
+            bytes=subject.other_bytes + sum(nbytes),
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
-            kept=_nonzeros(model, subject.weights),
+            kept=sum(kept.values()),
             error=sum(subject.error(n, c) for n, c in choices.items()),
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
@@ -208,6 +211,6 @@ class Planner:
         )
 
 
-def _nonzeros(model: nn.Module, weights: Collection[str]) -> int:
-    """Weights of these layers that are not zero."""
-    return sum(int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in weights)
+def _nonzeros(model: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """Weights of each layer that are not zero."""
+    return {n: int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in names}

@@ -29,6 +29,7 @@ from sparsecomp.sparsify.sensitivity import layer_errors, measured_losses
 from sparsecomp.sparsify.series import Choices
 from sparsecomp.sparsify.state import State
 from sparsecomp.sparsify.statistics import Statistics
+from sparsecomp.sparsify.weight_bytes import most_kept, weight_bytes
 from sparsecomp.target import Target
 from sparsecomp.train.weights import Weight
 
@@ -119,13 +120,12 @@ class Subject:
         return sum(self.seconds(name, choices.get(name, DENSE)) for name in self.weights)
 
     def kept(self, name: str, candidate: Candidate) -> float:
-        """Weights that are not zero."""
-        return (1 - candidate.sparsity) * self.weights[name].parameter.numel()
+        """Weights that are not zero, at most."""
+        return most_kept(self.weights[name], candidate)
 
     def nbytes(self, name: str, candidate: Candidate) -> float:
         """Of the weight in its smallest exact format."""
-        weight = self.weights[name]
-        return stored_bytes(weight, candidate)
+        return weight_bytes(self.weights[name], candidate)
 
     @cached_property
     def other_bytes(self) -> int:
@@ -253,13 +253,3 @@ def _fitting(weight: Weight, candidates: Sequence[Candidate]) -> tuple[Candidate
         return tiling.rows <= weight.shape[0] and tiling.columns <= weight.shape[1]
 
     return (DENSE, *(c for c in candidates if not c.is_dense and fits(c)))
-
-
-def stored_bytes(weight: Weight, candidate: Candidate) -> float:
-    """Of values and of where they lie: the least of a bitmap, and of 16-bit gaps or columns, one for each group of
-    weights that are kept together. Dense weights have no overhead (Hoefler et al. 2021, section 2.2)."""
-    size, width = weight.parameter.numel(), weight.parameter.element_size()
-    if candidate.is_dense:
-        return float(size * width)
-    kept = (1 - candidate.sparsity) * size
-    return min(size * width, kept * width + min(size / 8, 2 * kept))
