@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sparsecomp
 from sparsecomp import InputError, sparsify
+from sparsecomp.sparsify import subject, whole
 from sparsecomp.sparsify.calibration import collect
 from sparsecomp.sparsify.candidate import Candidate
 from sparsecomp.sparsify.energy import removed_energies
@@ -122,8 +123,6 @@ def test_plain_allocations(net: nn.Module, batches: list[Tensor], allocation: st
 def test_a_resumed_run_asks_for_nothing_again(
     net: nn.Module, batches: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsecomp.sparsify import subject
-
     first = sparsify(net, batches, sparsity=0.7, resume=tmp_path, **QUICK)
 
     def fails(*args: object) -> None:
@@ -139,8 +138,6 @@ def test_a_resumed_run_asks_for_nothing_again(
 def test_an_interrupt_while_pruning_loses_no_layer(
     net: nn.Module, batches: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsecomp.sparsify import subject
-
     whole = sparsify(net, batches, sparsity=0.7, resume=tmp_path / "whole", **QUICK)
     seen: list[str] = []
     limit = 2
@@ -199,6 +196,34 @@ def test_a_plan_from_a_file_makes_the_same_model(
     again = Plan.load(tmp_path / "plan.json").apply(net, batches)
     for name, value in again.state_dict().items():
         torch.testing.assert_close(value, plan.model.state_dict()[name])
+
+
+def test_whole_models_are_timed_once(
+    net: nn.Module, batches: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+
+    def counted(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        compiled.append(model)
+        return sparsecomp.compile_sparse(model, *args, **kwargs)
+
+    monkeypatch.setattr(whole, "compile_sparse", counted)
+    options = QUICK | {"measure": True}
+    plan = sparsify(net, batches, sparsity=0.7, resume=tmp_path, **options)
+    totals = plan.totals
+    assert totals.measured_seconds is not None
+    assert totals.dense_seconds is not None
+    assert totals.eager_seconds is not None
+    assert totals.speedup == pytest.approx(totals.dense_seconds / totals.measured_seconds)
+    assert len(compiled) == 3  # dense, very sparse, and the plan's
+    assert compiled[0] is net
+    assert compiled[2] is plan.model
+    again = sparsify(net, batches, sparsity=0.7, resume=tmp_path, **options)
+    assert (
+        len(compiled) == 5
+    )  # what was timed is known; the plan's model and the dense one beside it are timed now
+    assert again.totals.predicted_seconds == totals.predicted_seconds
+    assert again.totals.dense_seconds == totals.dense_seconds
 
 
 def test_what_functions_said_is_not_believed_of_others(net: nn.Module, batches: list[Tensor]) -> None:
