@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from sparsecomp.errors import InputError
 from sparsecomp.example import unchanged
+from sparsecomp.sparsify.gradients import Gradients, Loss
 from sparsecomp.sparsify.inputs import input_rows
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.statistics import Statistics
@@ -27,10 +28,14 @@ def collect(
     layers: Sequence[str] | None = None,
     *,
     skip: Sequence[str] = (),
+    loss: Loss | None = None,
+    samples: int = 256,
+    keep_gradients: int = 0,
     rows_per_batch: int = ROWS_PER_BATCH,
     seed: int = 0,
 ) -> dict[str, Statistics]:
-    """The second moments of the inputs of linear layers and convolutions, by name of the module.
+    """The second moments of the inputs of linear layers and convolutions, and with a loss squared gradients of their
+    weights, by name of the module.
 
     The model runs in evaluation mode and is left as it was. Layers that no batch reaches, and transposed
     convolutions, have no statistics unless they are asked for. Besides the moments (8 bytes x columns^2 a layer:
@@ -38,29 +43,41 @@ def collect(
 
     Args:
         model: On one device.
-        batches: Each is a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+        batches: Each is a tensor, a tuple of positional arguments, or a mapping of keyword arguments; with a loss, a
+            pair of that and the labels.
         layers: Names of layers, or of modules that hold them; by default all.
         skip: Names of those to leave out.
+        loss: Of the model's output and the labels, as a mean or sum over samples: `F.cross_entropy`. Gradients are
+            those of single samples, the rows of a batch, one backward pass each.
+        samples: For gradients, at most.
+        keep_gradients: How many are kept whole, which "woodfisher" needs; 4 bytes x weights each.
         rows_per_batch: Of each layer's inputs (tokens, pixels); a sample of so many where a batch has more.
         seed: Of that sample.
 
     Raises:
         InputError: there are no batches, or one is of another device, does not fit the model, or gives a layer
-            inputs that are not finite; a name is unknown, or names a layer without inputs.
+            inputs that are not finite; a name is unknown, or names a layer without inputs; labels are missing, or the
+            loss is no finite number; or the gradients that are to be kept would need too much memory.
     """
     weights = prunable_layers(model, layers, skip)
     sums = {name: _Moments(weight) for name, weight in weights.items() if not _is_transposed(weight)}
+    gradients = None if loss is None else Gradients(weights, loss, samples, keep_gradients)
     generator = torch.Generator().manual_seed(seed)
     count = 0
     with evaluating(model), unchanged(model), torch.no_grad():
         for count, batch in enumerate(batches, 1):
+            inputs, labels = (batch, None) if gradients is None else _labelled(batch, count)
             with _watched(sums, rows_per_batch, generator, count):
-                run_batch(model, batch, count)
+                run_batch(model, inputs, count)
+            if gradients is not None:
+                gradients.add(model, batch_call(inputs, count), labels, count)
     if not count:
         raise InputError(
             "there are no calibration batches: give at least one, and a list if it is read twice."
         )
     found = {name: moments.mean() for name, moments in sums.items() if moments.count}
+    if gradients is not None:
+        found = {name: gradients.joined(name, own) for name, own in found.items()}
     missing = [name for name in weights if name not in found]
     if missing and (layers is not None or not found):
         names = ", ".join(map(repr, missing))
@@ -68,6 +85,12 @@ def collect(
             f"{names} had no inputs on {count} batches, or are transposed convolutions: leave them out."
         )
     return found
+
+
+def _labelled(batch: Any, number: int) -> tuple[Any, Any]:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise InputError(f"with a loss, calibration batch {number} must be a pair of inputs and labels.")
 
 
 class _Moments:

@@ -45,7 +45,7 @@ def prune_weight(
         statistics: Of the layer, from `collect`.
         method: What is removed, and whether the rest makes up for it:
             "magnitude": the groups of smallest root mean square. Needs no statistics.
-            "wanda": of smallest |w| ||x||, row by row (Sun et al. 2023, section 3, equation 1).
+            "wanda": of smallest |w| ||x||; single weights row by row (Sun et al. 2023, section 3, equation 1).
             "obs": least output error, the rest is changed to make up for it: group by group, each removed with all
                 others adapted (`exact_obs`), or in large layers column by column (`sparsegpt`).
             "fisher": of smallest F_ii w_i^2, F_ii the mean squared gradient (LeCun et al. 1989; Theis et al. 2018).
@@ -151,7 +151,8 @@ class _Call:
         """Groups of the least mean worth go."""
         pattern, tiling = self.candidate.structure, self.tiling
         scores = tiling.sums(worth) / tiling.sizes(self.shape).to(worth.device)
-        kept = kept_groups(scores, pattern, self.candidate.sparsity, by_row=used == "wanda")
+        single = tiling.rows == tiling.columns == 1
+        kept = kept_groups(scores, pattern, self.candidate.sparsity, by_row=used == "wanda" and single)
         mask = tiling.spread(kept, self.shape)
         return mask, self._repaired(matrix, mask, matrix * mask), used, note
 

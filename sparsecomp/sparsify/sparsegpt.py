@@ -63,7 +63,7 @@ def _quotas(weight: Tensor, factor: Tensor, rows: int, width: int, count: int, s
         dim=1,
     )
     each = lowest(costs, count).sum(dim=0)
-    return [int(part.sum()) for part in each.split(step // width)]
+    return [int(part.sum()) for part in torch.split(each, step // width)]
 
 
 def _costs(block: Tensor, square: Tensor, rows: int, width: int) -> Tensor:
@@ -73,7 +73,8 @@ def _costs(block: Tensor, square: Tensor, rows: int, width: int) -> Tensor:
         square.reshape(parts.shape[1], width, parts.shape[1], width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     )
     scaled = torch.linalg.solve_triangular(squares, parts.transpose(0, 1), upper=True, left=False)
-    return scaled.square().sum(dim=2).T.reshape(-1, rows, parts.shape[1]).sum(dim=1)
+    costs: Tensor = scaled.square().sum(dim=2).T
+    return costs.reshape(-1, rows, parts.shape[1]).sum(dim=1)
 
 
 def _spread(groups: Tensor, rows: int, width: int) -> Tensor:
