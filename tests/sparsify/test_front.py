@@ -172,6 +172,15 @@ def test_without_data_magnitude_decides(net: nn.Module, batches: list[Tensor], t
             assert layer.chosen.error == pytest.approx(pruned.error)
 
 
+def test_a_method_without_its_labels_falls_back_and_says_so(
+    net: nn.Module, batches: list[Tensor], tmp_path: Path
+) -> None:
+    plan = sparsify(net, batches, sparsity=0.7, resume=tmp_path, **QUICK | {"method": "fisher"})
+    notes = {layer.note for layer in plan.layers if not layer.chosen.candidate.is_dense}
+    assert notes == {"fisher needs gradients: labels and a loss"}
+    assert "fisher needs gradients" in str(plan)
+
+
 def test_energies_are_those_of_pruning(net: nn.Module) -> None:
     wanted = [Candidate("unstructured", 0.0), Candidate("2:4", 0.5)]
     wanted += [Candidate(s, share) for s in ("unstructured", "4x1", "filter", "3x2") for share in (0.3, 0.77)]
