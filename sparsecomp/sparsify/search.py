@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import nn
 from sparsecomp.errors import InputError
 from sparsecomp.sparsify.candidate import Candidate
 from sparsecomp.sparsify.goal import Goal
-from sparsecomp.sparsify.series import Choices, Series, first_within
+from sparsecomp.sparsify.series import Choices, Series, fingerprint, first_within
 from sparsecomp.sparsify.stretch import Sample, Stretch
 from sparsecomp.sparsify.subject import Subject
 from sparsecomp.sparsify.whole import DenseTimes, ModelClock
@@ -77,7 +76,7 @@ class Timekeeper:
         return self._measured(choices, f"by {self.subject.method}", lambda c: self.subject.pruned(c)[0])
 
     def _measured(self, choices: Choices, how: str, prune: Callable[[Choices], nn.Module]) -> float:
-        key = self._key(f"choices {_digest(choices)} pruned {how}")
+        key = self._key(f"choices {fingerprint(choices)} pruned {how}")
         found = self.subject.state.get(key)
         if found is None:
             model = prune(choices)
@@ -187,7 +186,7 @@ def loss_of(
     Raises:
         InputError: it is no finite number.
     """
-    key = f"loss of {_digest(choices)} by {subject.method}"
+    key = f"loss of {fingerprint(choices)} by {subject.method}"
     found: Any = subject.opinions.get(key)
     if found is None:
         model = subject.pruned(dict(choices))[0] if choices else subject.model
@@ -207,8 +206,3 @@ def checked_loss(value: object) -> float:
             f"evaluate returned {number}: it must return a finite loss, smaller for better models."
         )
     return number
-
-
-def _digest(choices: Mapping[str, Candidate]) -> str:
-    sparse = sorted((n, str(c.structure), c.sparsity) for n, c in choices.items() if not c.is_dense)
-    return hashlib.sha256(repr(sparse).encode()).hexdigest()[:20]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
@@ -128,3 +129,9 @@ def first_within(series: Series, budget: float) -> int | None:
     """The densest plan that costs at most `budget`; None where none does."""
     fits = np.flatnonzero(series.costs <= budget * (1 + ROUNDING))
     return int(fits[0]) if len(fits) else None
+
+
+def fingerprint(choices: Mapping[str, Candidate]) -> str:
+    """Names what becomes of the layers; dense ones do not count."""
+    sparse = sorted((n, str(c.structure), c.sparsity) for n, c in choices.items() if not c.is_dense)
+    return hashlib.sha256(repr(sparse).encode()).hexdigest()[:20]

@@ -26,7 +26,7 @@ from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.model import prune_layers, reestimate_batch_norms, set_layer_weight
 from sparsecomp.sparsify.prune import Method
 from sparsecomp.sparsify.sensitivity import layer_errors, measured_losses
-from sparsecomp.sparsify.series import Choices
+from sparsecomp.sparsify.series import Choices, fingerprint
 from sparsecomp.sparsify.state import State
 from sparsecomp.sparsify.statistics import Statistics
 from sparsecomp.sparsify.weight_bytes import most_kept, weight_bytes
@@ -200,7 +200,10 @@ class Subject:
         are not pruned again."""
         model = copy.deepcopy(self.model)
         left = {name: c for name, c in choices.items() if not c.is_dense}
-        plan = f"{self.method} {sorted((name, str(c.structure), c.sparsity) for name, c in left.items())}"
+        plan = f"plan {fingerprint(choices)} by {self.method}"
+        if self.state.get("pruning") != plan:  # tensors are large: those of one plan are enough
+            self.state.drop_tensors()
+            self.state.put("pruning", plan)
         weights, notes = prunable_layers(model), dict[str, str]()
         self.watch.stage("pruning", total=len(left))
         for name in list(left):
