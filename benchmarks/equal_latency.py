@@ -36,7 +36,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "unstructured": {"structures": ("unstructured",)},
     "4x1": {"structures": ("4x1",)},
     "uniform unstructured": {"structures": ("unstructured",), "allocation": "uniform"},
-    "uniform 4x1": {"structures": ("4x1",), "allocation": "uniform"},
 }
 
 
