@@ -63,26 +63,21 @@ def collect(
     sums = {name: _Moments(weight) for name, weight in weights.items() if not _is_transposed(weight)}
     gradients = None if loss is None else Gradients(weights, loss, samples, keep_gradients)
     generator = torch.Generator().manual_seed(seed)
-    count = 0
     with evaluating(model), unchanged(model), torch.no_grad():
-        for count, batch in enumerate(batches, 1):
-            inputs, labels = (batch, None) if gradients is None else _labelled(batch, count)
-            with _watched(sums, rows_per_batch, generator, count):
-                run_batch(model, inputs, count)
+        for number, batch in enumerate(batches, 1):
+            inputs, labels = (batch, None) if gradients is None else _labelled(batch, number)
+            with _watched(sums, rows_per_batch, generator, number):
+                run_batch(model, inputs, number)
             if gradients is not None:
-                gradients.add(model, batch_call(inputs, count), labels, count)
-    if not count:
-        raise InputError(
-            "there are no calibration batches: give at least one, and a list if it is read twice."
-        )
+                gradients.add(model, batch_call(inputs, number), labels, number)
     found = {name: moments.mean() for name, moments in sums.items() if moments.count}
     if gradients is not None:
         found = {name: gradients.joined(name, own) for name, own in found.items()}
     missing = [name for name in weights if name not in found]
     if missing and (layers is not None or not found):
-        names = ", ".join(map(repr, missing))
         raise InputError(
-            f"{names} had no inputs on {count} batches, or are transposed convolutions: leave them out."
+            f"{', '.join(map(repr, missing))} had no inputs, or are transposed convolutions: leave them out. (No "
+            "calibration batches at all? Give a list, which can be read twice.)"
         )
     return found
 

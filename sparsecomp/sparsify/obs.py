@@ -36,7 +36,7 @@ class Surgery:
 
     def fits(self, weights: Tensor) -> bool:
         """Whether no tile reaches over convolution groups, whose columns are different inputs."""
-        return len(weights) == 1 or weights.shape[1] % min(self.tiling.rows, weights.shape[1]) == 0
+        return len(weights) == 1 or weights.shape[1] % self.tiling.rows == 0
 
     def cost(self, weights: Tensor) -> float:
         groups, rows, columns = weights.shape
