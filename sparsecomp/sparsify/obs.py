@@ -107,7 +107,7 @@ class Surgery:
 
 def _error(weights: Tensor, result: Tensor, hessian: Hessian) -> float:
     change = result - weights
-    return float(torch.sum((change @ hessian.matrix) * change))
+    return float(torch.sum((change @ hessian.moments) * change))
 
 
 def _padded(weights: Tensor, inverse: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

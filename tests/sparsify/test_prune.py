@@ -50,7 +50,7 @@ def test_obs_beats_wanda_beats_magnitude(candidate: Candidate, way: str) -> None
     ordered = 0
     for seed in range(20):
         torch.manual_seed(seed)
-        found, weight = statistics(160), torch.randn(32, 160)
+        found, weight = statistics(128), torch.randn(16, 128)
         methods: tuple[Method, ...] = ("obs", "wanda", "magnitude")
         errors = [prune_weight(weight, candidate, found, method).error for method in methods]
         ordered += errors[0] <= errors[1] + 1e-12 and errors[1] <= errors[2] + 1e-12
@@ -67,7 +67,7 @@ def test_each_way_is_better_than_the_sweep(candidate: Candidate) -> None:
                 patch.setattr(obs, limit, value)
             results[name] = prune_weight(weight, candidate, found)
     errors = {name: result.error for name, result in results.items()}
-    assert errors["both"] <= 1.1 * min(errors.values())  # which is best is decided on the damped Hessian
+    assert errors["both"] == pytest.approx(min(errors.values()))
     assert max(errors["exact"], errors["rounds"]) < errors["sweep"]
     assert [results[name].method for name in WAYS if name != "both"] == [
         "obs, exact",
