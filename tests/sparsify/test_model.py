@@ -14,7 +14,7 @@ from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.model import execution_order, prune_layers, prune_model
 from sparsecomp.sparsify.prune import prune_weight
-from sparsecomp.sparsify.sensitivity import layer_errors, measured_losses
+from sparsecomp.sparsify.sensitivity import fisher_losses, layer_errors, measured_losses
 
 HALF = Candidate("unstructured", 0.5)
 
@@ -121,6 +121,20 @@ def test_sensitivity_of_each_layer_alone() -> None:
     expected = float((change @ statistics["2"].moments[0] * change).sum() / 6)
     assert measured["2"][candidates[2]] == pytest.approx(expected, rel=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_losses_that_gradients_predict() -> None:
+    """Of a quadratic loss whose Fisher matrix is its Hessian they are what removing a weight costs."""
+    model = nn.Sequential(nn.Linear(3, 1, bias=False))
+    data = [(torch.eye(3) * torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3))]
+    statistics = collect(model, data, loss=lambda output, label: output.sum())
+    found = fisher_losses(model, [DENSE, Candidate("unstructured", 0.3)], statistics)["0"]
+    weight = model.get_parameter("0.weight").detach()[0]
+    costs = weight.double().square() * torch.tensor([1.0, 4.0, 9.0]) / 3 / 2
+    assert found[DENSE] == 0
+    assert found[Candidate("unstructured", 0.3)] == pytest.approx(float(costs.min()))
+    with pytest.raises(InputError, match="no squared gradients"):
+        fisher_losses(model, [DENSE], collect(model, [data[0][0]]))
 
 
 def test_bad_input() -> None:

@@ -50,7 +50,7 @@ def test_obs_beats_wanda_beats_magnitude(candidate: Candidate, way: str) -> None
     ordered = 0
     for seed in range(20):
         torch.manual_seed(seed)
-        found, weight = statistics(128), torch.randn(16, 128)
+        found, weight = statistics(160), torch.randn(32, 160)
         methods: tuple[Method, ...] = ("obs", "wanda", "magnitude")
         errors = [prune_weight(weight, candidate, found, method).error for method in methods]
         ordered += errors[0] <= errors[1] + 1e-12 and errors[1] <= errors[2] + 1e-12
