@@ -25,13 +25,13 @@ def net() -> nn.Module:
 
 def test_gradients_are_those_of_single_samples() -> None:
     model, x, y = net(), torch.randn(6, 1, 4, 4), torch.randint(0, 3, (6,))
-    model[0].weight.requires_grad_(False)  # type: ignore[union-attr, index]
+    model.get_parameter("0.weight").requires_grad_(False)
     found = collect(
         model, [(x[:4], y[:4]), (x[4:], y[4:])], loss=F.cross_entropy, samples=5, keep_gradients=3
     )
-    assert not model[0].weight.requires_grad  # type: ignore[union-attr, index]
+    assert not model.get_parameter("0.weight").requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
-    model[0].weight.requires_grad_(True)  # type: ignore[union-attr, index]
+    model.get_parameter("0.weight").requires_grad_(True)
     for name in ("0", "4"):
         weight, own = model.get_parameter(f"{name}.weight"), found[name]
         single = [
