@@ -33,6 +33,7 @@ def collect(
     keep_gradients: int = 0,
     rows_per_batch: int = ROWS_PER_BATCH,
     seed: int = 0,
+    is_strict: bool = True,
 ) -> dict[str, Statistics]:
     """The second moments of the inputs of linear layers and convolutions, and with a loss squared gradients of their
     weights, by name of the module.
@@ -53,6 +54,7 @@ def collect(
         keep_gradients: How many are kept whole, which "woodfisher" needs; 4 bytes x weights each.
         rows_per_batch: Of each layer's inputs (tokens, pixels); a sample of so many where a batch has more.
         seed: Of that sample.
+        is_strict: Whether a layer that is named and has no inputs is an error.
 
     Raises:
         InputError: there are no batches, or one is of another device, does not fit the model, or gives a layer
@@ -65,7 +67,7 @@ def collect(
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), unchanged(model), torch.no_grad():
         for number, batch in enumerate(batches, 1):
-            inputs, labels = (batch, None) if gradients is None else _labelled(batch, number)
+            inputs, labels = (batch, None) if gradients is None else labelled(batch, number)
             with _watched(sums, rows_per_batch, generator, number):
                 run_batch(model, inputs, number)
             if gradients is not None:
@@ -74,7 +76,7 @@ def collect(
     if gradients is not None:
         found = {name: gradients.joined(name, own) for name, own in found.items()}
     missing = [name for name in weights if name not in found]
-    if missing and (layers is not None or not found):
+    if missing and is_strict and (layers is not None or not found):
         raise InputError(
             f"{', '.join(map(repr, missing))} had no inputs, or are transposed convolutions: leave them out. (No "
             "calibration batches at all? Give a list, which can be read twice.)"
@@ -82,7 +84,8 @@ def collect(
     return found
 
 
-def _labelled(batch: Any, number: int) -> tuple[Any, Any]:
+def labelled(batch: Any, number: int) -> tuple[Any, Any]:
+    """The inputs and labels of a batch. Raises InputError if it is no pair."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     raise InputError(f"with a loss, calibration batch {number} must be a pair of inputs and labels.")

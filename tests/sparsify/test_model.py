@@ -7,13 +7,14 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sparsecomp.errors import InputError
 from sparsecomp.sparsify.calibration import collect
 from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.model import execution_order, prune_layers, prune_model
-from sparsecomp.sparsify.prune import prune_weight
+from sparsecomp.sparsify.prune import Method, prune_weight
 from sparsecomp.sparsify.sensitivity import fisher_losses, layer_errors, measured_losses
 
 HALF = Candidate("unstructured", 0.5)
@@ -121,6 +122,26 @@ def test_sensitivity_of_each_layer_alone() -> None:
     expected = float((change @ statistics["2"].moments[0] * change).sum() / 6)
     assert measured["2"][candidates[2]] == pytest.approx(expected, rel=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+def test_with_a_loss_statistics_are_of_the_whole_network() -> None:
+    model = nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 6)).eval()
+    pairs = [(x, torch.randint(0, 6, (16,))) for x in batches()]
+    methods: tuple[Method, ...] = ("fisher", "woodfisher")
+    for method in methods:
+        found = prune_model(copy.deepcopy(model), {"0": HALF, "3": HALF}, pairs, method, loss=F.cross_entropy)
+        statistics = collect(model, pairs, loss=F.cross_entropy, keep_gradients=64)
+        for name, pruned in found.items():
+            weight = model.get_parameter(f"{name}.weight")
+            assert pruned.method == method
+            assert torch.equal(pruned.weight, prune_weight(weight, HALF, statistics[name], method).weight)
+
+
+def test_layers_without_inputs_go_by_magnitude() -> None:
+    found = prune_model(Attention(), {"unused": HALF, "query": HALF}, batches())
+    assert found["unused"].method == "magnitude"
+    assert "calibration" in found["unused"].note
+    assert found["query"].method.startswith("obs")
 
 
 def test_losses_that_gradients_predict() -> None:
