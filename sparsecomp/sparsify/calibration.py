@@ -33,6 +33,7 @@ def collect(
     keep_gradients: int = 0,
     rows_per_batch: int = ROWS_PER_BATCH,
     seed: int = 0,
+    is_strict: bool = True,
 ) -> dict[str, Statistics]:
     """The second moments of the inputs of linear layers and convolutions, and with a loss squared gradients of their
     weights, by name of the module.
@@ -53,6 +54,7 @@ def collect(
         keep_gradients: How many are kept whole, which "woodfisher" needs; 4 bytes x weights each.
         rows_per_batch: Of each layer's inputs (tokens, pixels); a sample of so many where a batch has more.
         seed: Of that sample.
+        is_strict: Whether a layer that is named and has no inputs is an error.
 
     Raises:
         InputError: there are no batches, or one is of another device, does not fit the model, or gives a layer
@@ -63,31 +65,27 @@ def collect(
     sums = {name: _Moments(weight) for name, weight in weights.items() if not _is_transposed(weight)}
     gradients = None if loss is None else Gradients(weights, loss, samples, keep_gradients)
     generator = torch.Generator().manual_seed(seed)
-    count = 0
     with evaluating(model), unchanged(model), torch.no_grad():
-        for count, batch in enumerate(batches, 1):
-            inputs, labels = (batch, None) if gradients is None else _labelled(batch, count)
-            with _watched(sums, rows_per_batch, generator, count):
-                run_batch(model, inputs, count)
+        for number, batch in enumerate(batches, 1):
+            inputs, labels = (batch, None) if gradients is None else labelled(batch, number)
+            with _watched(sums, rows_per_batch, generator, number):
+                run_batch(model, inputs, number)
             if gradients is not None:
-                gradients.add(model, batch_call(inputs, count), labels, count)
-    if not count:
-        raise InputError(
-            "there are no calibration batches: give at least one, and a list if it is read twice."
-        )
+                gradients.add(model, batch_call(inputs, number), labels, number)
     found = {name: moments.mean() for name, moments in sums.items() if moments.count}
     if gradients is not None:
         found = {name: gradients.joined(name, own) for name, own in found.items()}
     missing = [name for name in weights if name not in found]
-    if missing and (layers is not None or not found):
-        names = ", ".join(map(repr, missing))
+    if missing and is_strict and (layers is not None or not found):
         raise InputError(
-            f"{names} had no inputs on {count} batches, or are transposed convolutions: leave them out."
+            f"{', '.join(map(repr, missing))} had no inputs, or are transposed convolutions: leave them out. (No "
+            "calibration batches at all? Give a list, which can be read twice.)"
         )
     return found
 
 
-def _labelled(batch: Any, number: int) -> tuple[Any, Any]:
+def labelled(batch: Any, number: int) -> tuple[Any, Any]:
+    """The inputs and labels of a batch. Raises InputError if it is no pair."""
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     raise InputError(f"with a loss, calibration batch {number} must be a pair of inputs and labels.")

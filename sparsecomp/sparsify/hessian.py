@@ -21,6 +21,8 @@ class Hessian:
 
     matrix: Tensor
     """float64, groups x columns x columns, positive definite: damped; the row of a dead input is a unit vector."""
+    moments: Tensor
+    """float64, the same without damping."""
     inverse: Tensor
     """float64, the same shape."""
     dead: Tensor
@@ -40,5 +42,5 @@ class Hessian:
             factor, failed = torch.linalg.cholesky_ex(matrix)
             pivots = factor.diagonal(dim1=1, dim2=2).square()
             if not bool(failed.any()) and bool((pivots > SMALLEST_PIVOT * mean).all()):
-                return Hessian(matrix, torch.cholesky_inverse(factor), dead, share)
+                return Hessian(matrix, moments, torch.cholesky_inverse(factor), dead, share)
         return None

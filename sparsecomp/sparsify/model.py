@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from sparsecomp.errors import InputError
 from sparsecomp.example import unchanged
-from sparsecomp.sparsify.calibration import collect, evaluating, run_batch
+from sparsecomp.sparsify.calibration import collect, evaluating, labelled, run_batch
 from sparsecomp.sparsify.candidate import Candidate
+from sparsecomp.sparsify.gradients import Loss
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.prune import Method, prune_weight
 from sparsecomp.sparsify.pruned import Pruned
+from sparsecomp.sparsify.statistics import Statistics
 from sparsecomp.train.weights import Weight
+
+KEPT_GRADIENTS = 64
+"""For blocks of the Fisher matrix."""
 
 
 def prune_model(
@@ -24,6 +29,9 @@ def prune_model(
     choices: Mapping[str, Candidate],
     batches: Sequence[Any] = (),
     method: Method = "obs",
+    *,
+    repair: bool = False,
+    loss: Loss | None = None,
 ) -> dict[str, Pruned]:
     """Prune layers in place, in the order in which they run, and re-estimate batch norm; by name of the layer.
 
@@ -32,13 +40,15 @@ def prune_model(
         choices: By name of the layer. What is not named stays as it is.
         batches: Calibration data, as for `collect`, read several times. None: by magnitude, norms stay.
         method: As for `prune_weight`.
+        repair: As for `prune_weight`.
+        loss: For "fisher" and "woodfisher"; batches are then pairs of inputs and labels.
 
     Raises:
         InputError: as `collect` and `prune_weight`, or a choice is of no layer.
     """
-    found = dict(prune_layers(model, choices, batches, method))
+    found = dict(prune_layers(model, choices, batches, method, repair=repair, loss=loss))
     if batches and found:
-        reestimate_batch_norms(model, batches)
+        reestimate_batch_norms(model, batches if loss is None else [inputs for inputs, _ in batches])
     return found
 
 
@@ -47,24 +57,36 @@ def prune_layers(
     choices: Mapping[str, Candidate],
     batches: Sequence[Any] = (),
     method: Method = "obs",
+    *,
+    repair: bool = False,
+    loss: Loss | None = None,
 ) -> Iterator[tuple[str, Pruned]]:
     """Prune layers in place, one by one, in the order in which they run on the first batch.
 
     Each layer's statistics are collected after all before it are pruned, as in Frantar and Alistarh, "SparseGPT",
     2023, section 4. Whoever stops between two layers and calls again with the rest of the choices gets the same
-    result. Layers that share their input (queries, keys, values) are calibrated in one run.
+    result. Layers that share their input (queries, keys, values) are calibrated in one run. With a loss all
+    statistics are those of the model as it is at first: gradients are of the network, not of a layer. Layers that no
+    batch reaches, and transposed convolutions, are pruned by magnitude and say so.
 
     Raises:
         InputError: as `collect` and `prune_weight`, or a choice is of no layer.
     """
     weights = _chosen(model, choices)
-    for names in execution_order(model, weights, batches[0] if batches else None):
-        statistics = collect(model, batches, names) if batches and method != "magnitude" else {}
+    calibrated = batches if method != "magnitude" else ()
+    first = None if not batches else batches[0] if loss is None else labelled(batches[0], 1)[0]
+    order = execution_order(model, weights, first)
+    known: dict[str, Statistics] = {}
+    if calibrated and weights and loss is not None:
+        keep = KEPT_GRADIENTS if method == "woodfisher" else 0
+        known = collect(model, calibrated, tuple(weights), loss=loss, keep_gradients=keep, is_strict=False)
+    for names in order:
+        if calibrated and loss is None:
+            known = collect(model, calibrated, names, is_strict=False)
         for name in names:
-            weight = weights[name]
-            value = layer_weight(weight)
-            pruned = prune_weight(value, choices[name], statistics.get(name), method)
-            set_layer_weight(weight, pruned.weight)
+            value = layer_weight(weights[name])
+            pruned = prune_weight(value, choices[name], known.get(name), method, repair=repair)
+            set_layer_weight(weights[name], pruned.weight)
             yield name, pruned
 
 

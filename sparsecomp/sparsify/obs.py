@@ -11,12 +11,16 @@ from torch.nn import functional as F
 from sparsecomp.sparsify.exact_obs import removal_trace
 from sparsecomp.sparsify.hessian import Hessian
 from sparsecomp.sparsify.repair import least_squares
+from sparsecomp.sparsify.rounds import in_rounds, rounds_flops
 from sparsecomp.sparsify.selection import lowest, removed_count
 from sparsecomp.sparsify.sparsegpt import swept
 from sparsecomp.train.tiling import Tiling
 
 EXACT_COST = 3e10
-"""Blocks of rows x columns^3, up to which groups go one by one: some seconds."""
+"""Blocks of rows x columns^3, up to which groups go one by one: some seconds. Neither that nor rounds is always the
+better one, so the better result of both is taken."""
+ROUNDS_FLOPS = 2e11
+"""Up to which groups go in rounds, unless least squares are asked for: some seconds."""
 IN_CACHE, OUT_OF_CACHE = 1024, 4
 """Columns up to which an inverse stays in cache, and how much more each element of a larger one costs."""
 
@@ -32,7 +36,7 @@ class Surgery:
 
     def fits(self, weights: Tensor) -> bool:
         """Whether no tile reaches over convolution groups, whose columns are different inputs."""
-        return len(weights) == 1 or weights.shape[1] % min(self.tiling.rows, weights.shape[1]) == 0
+        return len(weights) == 1 or weights.shape[1] % self.tiling.rows == 0
 
     def cost(self, weights: Tensor) -> float:
         groups, rows, columns = weights.shape
@@ -48,15 +52,25 @@ class Surgery:
             mask = self._whole_rows(work, hessian, rows)
             return mask, weights * mask, "whole rows"
         padded, inverse = _padded(work, hessian.inverse, rows, self.limits[1] if self.limits else width)
+        count = removed_count(
+            self.sparsity, -(-work.shape[0] * work.shape[1] // rows) * -(-work.shape[2] // width)
+        )
+        found = []
         if self.cost(work) <= EXACT_COST:
             mask = self._exact(padded, inverse, rows, width)[:, : work.shape[1], : work.shape[2]]
-            result, how = least_squares(work, mask, hessian), "exact"
-        else:
+            found.append((mask, least_squares(work, mask, hessian), "exact"))
+        if repair or rounds_flops(work) <= ROUNDS_FLOPS:
+            found.append((*in_rounds(work, hessian, Tiling(rows, width), count, self.limits), "rounds"))
+        if not found:
             mask, result = self._swept(padded, inverse, rows, width)
-            mask, result = (found[:, : work.shape[1], : work.shape[2]] for found in (mask, result))
-            how = "sweep"
-            if repair:
-                result = least_squares(work, mask, hessian, result)
+            found.append(
+                (
+                    mask[:, : work.shape[1], : work.shape[2]],
+                    result[:, : work.shape[1], : work.shape[2]],
+                    "sweep",
+                )
+            )
+        mask, result, how = min(found, key=lambda way: _error(work, way[1], hessian))
         untouched = mask & hessian.dead[:, None]
         return mask, torch.where(untouched, weights, result), how
 
@@ -89,6 +103,11 @@ class Surgery:
         ]
         masks, results = zip(*found, strict=True)
         return torch.stack(masks), torch.stack(results)
+
+
+def _error(weights: Tensor, result: Tensor, hessian: Hessian) -> float:
+    change = result - weights
+    return float(torch.sum((change @ hessian.moments) * change))
 
 
 def _padded(weights: Tensor, inverse: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ def output_error(weight: Tensor, pruned: Tensor, statistics: Statistics | None) 
     """
     before, change = weight.double(), pruned.double() - weight.double()
     groups = 1 if statistics is None else len(statistics.moments)
-    moments = None if statistics is None else statistics.moments.to(before.device)
+    moments = None if statistics is None else statistics.moments.to(before.device).double()
     lost, whole = _energy(change, moments, groups), _energy(before, moments, groups)
     if whole == 0:
         return 0.0 if lost == 0 else float("inf")

@@ -32,7 +32,7 @@ def least_squares(weight: Tensor, mask: Tensor, hessian: Hessian, start: Tensor 
     if _cholesky_flops(mask) <= CHOLESKY_FLOPS:
         results = [_solved(*parts) for parts in zip(weight, mask, hessian.matrix, strict=True)]
         return torch.stack(results)
-    return _iterated(weight, mask, hessian.matrix, weight * mask if start is None else start)
+    return conjugate_gradients(weight, mask, hessian.matrix, weight if start is None else start, ITERATIONS)
 
 
 def _cholesky_flops(mask: Tensor) -> float:
@@ -80,8 +80,13 @@ def _solve_chunk(
         result[found[:, None], chosen] = values[number, valid[number], : len(found)].T
 
 
-def _iterated(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor) -> Tensor:
-    """Conjugate gradients (Shewchuk 1994, B3) on P H P w' = P H w, P the projection on the mask, every row its own."""
+def conjugate_gradients(
+    weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor, iterations: int
+) -> Tensor:
+    """Towards least squares: on P H P w' = P H w with P the projection on the mask, every row on its own.
+
+    Shewchuk, "An Introduction to the Conjugate Gradient Method", 1994, B3. The error falls with each iteration.
+    """
     diagonal = matrix.diagonal(dim1=1, dim2=2)[:, None]
     goal = (weight @ matrix) * mask
     value = start * mask
@@ -89,7 +94,7 @@ def _iterated(weight: Tensor, mask: Tensor, matrix: Tensor, start: Tensor) -> Te
     direction = residual / diagonal
     product = (residual * direction).sum(dim=2, keepdim=True)
     enough = TOLERANCE**2 * (goal * goal / diagonal).sum(dim=2, keepdim=True)
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         if bool((product <= enough).all()):
             break
         moved = (direction @ matrix) * mask
