@@ -35,6 +35,9 @@ class Options(TypedDict, total=False):
     sensitivity: Callable[[nn.Module], float] | None
     """Model -> its loss on data that may be looked at, not those held out. The error of a candidate is then the rise of
     this with that one layer pruned, and not the error of the layer's output."""
+    loss: Callable[[Any, Any], Tensor] | None
+    """Of the model's output and the labels, `F.cross_entropy` say, for "fisher" and "woodfisher"; batches are then pairs of
+    inputs and labels, and the error of a candidate is the rise of the loss that gradients predict."""
     method: str
     """How weights are chosen and repaired: see `prune_weight`. Default: "obs"."""
     structures: Sequence[str]
@@ -126,6 +129,7 @@ def _request(goal: Goal, batches: Sequence[Any], options: Options) -> Request:
         measure=bool(options.get("measure", True)),
         evaluate=_function("evaluate", options.get("evaluate")),
         sensitivity=_function("sensitivity", options.get("sensitivity")),
+        loss=_function("loss", options.get("loss")),
         resume=None if resume is None else Path(resume),
     )
     _check_together(request)
@@ -148,15 +152,17 @@ def _batches(calibration: object) -> list[Any]:
 
 def _example(model: nn.Module, batches: Sequence[Any], options: Options) -> Example:
     """The call that is timed."""
-    from sparsecomp.sparsify.calibration import batch_call, check_batch
+    from sparsecomp.sparsify.calibration import batch_call, check_batch, labelled
     from sparsecomp.sparsify.subject import Example
 
     args, kwargs = example_call(model, options.get("example_inputs"), options.get("example_kwargs"))
-    for number, batch in enumerate(batches, 1):
+    pairs = options.get("loss") is not None
+    inputs = [labelled(batch, n)[0] if pairs else batch for n, batch in enumerate(batches, 1)]
+    for number, batch in enumerate(inputs, 1):
         check_batch(model, batch_call(batch, number), number)
     if args is None and not batches:
         raise InputError("without calibration data pass example_inputs=(x, ...) or example_kwargs={...}.")
-    return Example(*(batch_call(batches[0], 1) if args is None else (args, kwargs)))
+    return Example(*(batch_call(inputs[0], 1) if args is None else (args, kwargs)))
 
 
 def _check_together(request: Request) -> None:
@@ -169,9 +175,12 @@ def _check_together(request: Request) -> None:
         raise InputError("target_speedup is measured: measure=False cannot be asked for with it.")
 
 
-def _function(option: str, value: Callable[[nn.Module], float] | None) -> Callable[[nn.Module], float] | None:
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _function(option: str, value: Function | None) -> Function | None:
     if value is not None and not callable(value):
-        raise InputError(f"{option} must be a function of the model, not {type(value).__name__}.")
+        raise InputError(f"{option} must be a function, not {type(value).__name__}.")
     return value
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from sparsecomp.errors import InputError
 from sparsecomp.sparsify.candidate import Candidate
+from sparsecomp.sparsify.gradients import Loss
 from sparsecomp.sparsify.model import prune_model
 from sparsecomp.sparsify.prune import Method
 
@@ -168,19 +169,20 @@ class Plan:
         """Layer -> what it becomes."""
         return {layer.name: layer.chosen.candidate for layer in self.layers}
 
-    def apply(self, model: nn.Module, calibration: Sequence[Any] = ()) -> nn.Module:
+    def apply(self, model: nn.Module, calibration: Sequence[Any] = (), loss: Loss | None = None) -> nn.Module:
         """A copy of the model pruned by this plan.
 
         Args:
             model: Has the layers that the plan names. It is left as it is.
             calibration: Batches, as for `sparsify`; none: by magnitude.
+            loss: As for `sparsify`.
 
         Raises:
             InputError: the model lacks a layer, or a batch cannot be used.
         """
         pruned = copy.deepcopy(model)
         wanted = {name: c for name, c in self.choices.items() if not c.is_dense}
-        prune_model(pruned, wanted, list(calibration), self.method)
+        prune_model(pruned, wanted, list(calibration), self.method, loss=loss)
         return pruned
 
     def as_dict(self) -> dict[str, Any]:

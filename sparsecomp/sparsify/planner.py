@@ -19,6 +19,7 @@ from sparsecomp.progress import Watch
 from sparsecomp.sparsify.allocate import runners_up
 from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.goal import Goal
+from sparsecomp.sparsify.gradients import Loss
 from sparsecomp.sparsify.layers import prunable_layers
 from sparsecomp.sparsify.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.sparsify.prune import Method
@@ -48,6 +49,7 @@ class Request:
     measure: bool
     evaluate: Evaluate | None
     sensitivity: Evaluate | None
+    loss: Loss | None
     resume: Path | None
 
 
@@ -74,6 +76,7 @@ class Planner:
             request.sensitivity,
             # Functions have no digest: what they said is believed again only where the user names the run.
             self.state if request.resume else State(None),
+            request.loss,
         )
         self.notes = list(self.subject.remarks)
 

@@ -21,11 +21,12 @@ from sparsecomp.progress import Watch
 from sparsecomp.sparsify.calibration import collect
 from sparsecomp.sparsify.candidate import DENSE, Candidate
 from sparsecomp.sparsify.energy import removed_energies
+from sparsecomp.sparsify.gradients import Loss
 from sparsecomp.sparsify.latency import LatencyTable, measure_latency, measurements
 from sparsecomp.sparsify.layers import prunable_layers
-from sparsecomp.sparsify.model import prune_layers, reestimate_batch_norms, set_layer_weight
+from sparsecomp.sparsify.model import KEPT_GRADIENTS, prune_layers, reestimate_batch_norms, set_layer_weight
 from sparsecomp.sparsify.prune import Method
-from sparsecomp.sparsify.sensitivity import layer_errors, measured_losses
+from sparsecomp.sparsify.sensitivity import fisher_losses, layer_errors, measured_losses
 from sparsecomp.sparsify.series import Choices, fingerprint
 from sparsecomp.sparsify.state import State
 from sparsecomp.sparsify.statistics import Statistics
@@ -65,8 +66,10 @@ class Subject:
         skip: Sequence[str] = (),
         sensitivity: Callable[[nn.Module], float] | None = None,
         opinions: State | None = None,
+        loss: Loss | None = None,
     ) -> None:
         """
+        batches: Pairs of inputs and labels where there is a loss.
         sensitivity: Model -> its loss on data that may be looked at; by default errors are of layers' outputs.
         opinions: Where what the user's functions returned is kept; by default with everything else.
 
@@ -76,6 +79,7 @@ class Subject:
         self.model, self.batches, self.example = model, batches, example
         self.method: Method = method
         self.sensitivity = sensitivity
+        self.loss = loss
         self.state, self.watch = state, watch
         self.opinions = opinions or state
         self.weights = prunable_layers(model, None, skip)
@@ -153,7 +157,7 @@ class Subject:
 
     @property
     def _errors_kept(self) -> State:
-        return self.state if self.sensitivity is None else self.opinions
+        return self.state if self.sensitivity is None and self.loss is None else self.opinions
 
     def _errors(self, name: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
         if self.sensitivity is not None:
@@ -163,14 +167,16 @@ class Subject:
             return {candidate: max(0.0, rise) for candidate, rise in rises[name].items()}
         if not self.batches or self.method == "magnitude":
             return removed_energies(self.weights[name], candidates)
-        return layer_errors(self.model, candidates, self._statistics, self.method, (name,))[name]
+        errors = layer_errors if self.loss is None else fisher_losses
+        return errors(self.model, candidates, self._statistics, self.method, (name,))[name]
 
     @cached_property
     def _statistics(self) -> dict[str, Statistics]:
         if not self.batches or self.method == "magnitude":
             return {}
         names = [name for name, found in self.candidates.items() if len(found) > 1]
-        return collect(self.model, self.batches, names)
+        keep = KEPT_GRADIENTS if self.method == "woodfisher" else 0
+        return collect(self.model, self.batches, names, loss=self.loss, keep_gradients=keep)
 
     def learn_errors(self) -> None:
         """Of all candidates, so that they are there when they are asked for."""
@@ -185,6 +191,7 @@ class Subject:
 
     def _error_key(self, name: str, candidate: Candidate) -> str:
         what = "error" if self.sensitivity is None else "rise of the loss"
+        what += "" if self.loss is None else " by gradients"
         return f"{what} of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
 
     def roughly_pruned(self, choices: Choices) -> nn.Module:
@@ -207,19 +214,21 @@ class Subject:
         weights, notes = prunable_layers(model), dict[str, str]()
         self.watch.stage("pruning", total=len(left))
         for name in list(left):
-            done = self.state.tensor(f"{name} of {plan}")
+            # Gradients are of the dense model: all layers are pruned in one go then.
+            done = self.state.tensor(f"{name} of {plan}") if self.loss is None else None
             if done is not None:
                 self.watch.item(name)
                 set_layer_weight(weights[name], done)
                 notes[name] = str(self.state.get(f"note of {name} of {plan}") or "")
                 del left[name]
-        for name, pruned in prune_layers(model, left, self.batches, self.method):
+        for name, pruned in prune_layers(model, left, self.batches, self.method, loss=self.loss):
             self.watch.item(name)
             notes[name] = pruned.note
             self.state.put(f"note of {name} of {plan}", pruned.note)
             self.state.put_tensor(f"{name} of {plan}", pruned.weight)
         if self.batches:
-            reestimate_batch_norms(model, self.batches)
+            inputs = self.batches if self.loss is None else [x for x, _ in self.batches]
+            reestimate_batch_norms(model, inputs)
         return model, notes
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sparsecomp
 from sparsecomp import InputError, sparsify
@@ -21,6 +22,7 @@ from sparsecomp.sparsify.model import layer_weight, prune_layers
 from sparsecomp.sparsify.plan import Plan
 from sparsecomp.sparsify.prune import prune_weight
 from sparsecomp.sparsify.pruned import Pruned
+from sparsecomp.sparsify.sensitivity import fisher_losses
 
 QUICK: dict[str, Any] = {"target": "reference", "measure": False, "method": "wanda", "levels": 4}
 
@@ -142,8 +144,8 @@ def test_an_interrupt_while_pruning_loses_no_layer(
     seen: list[str] = []
     limit = 2
 
-    def counted(*args: Any) -> Iterator[tuple[str, Pruned]]:
-        for name, pruned in prune_layers(*args):
+    def counted(*args: Any, **options: Any) -> Iterator[tuple[str, Pruned]]:
+        for name, pruned in prune_layers(*args, **options):
             if len(seen) == limit:
                 raise KeyboardInterrupt
             seen.append(name)
@@ -179,6 +181,23 @@ def test_a_method_without_its_labels_falls_back_and_says_so(
     notes = {layer.note for layer in plan.layers if not layer.chosen.candidate.is_dense}
     assert notes == {"fisher needs gradients: labels and a loss"}
     assert "fisher needs gradients" in str(plan)
+
+
+@pytest.mark.parametrize("method", ["fisher", "woodfisher"])
+def test_gradients_of_a_loss_weigh_errors(
+    net: nn.Module, batches: list[Tensor], tmp_path: Path, method: str
+) -> None:
+    pairs = [(x, torch.arange(len(x)) % 2) for x in batches]
+    options = QUICK | {"method": method, "loss": F.cross_entropy, "levels": 2}
+    plan = sparsify(net, pairs, sparsity=0.5, resume=tmp_path, **options)
+    assert {layer.note for layer in plan.layers[:-1]} == {""}
+    statistics = collect(net, pairs, ["up"], loss=F.cross_entropy, keep_gradients=64)
+    candidate = plan.choices["up"]
+    if not candidate.is_dense:
+        expected = fisher_losses(net, (candidate,), statistics, plan.method, ("up",))["up"][candidate]
+        assert plan.layers[1].chosen.error == pytest.approx(expected)
+    with pytest.raises(InputError, match="calibration batch 1 must be a pair of inputs and labels"):
+        sparsify(net, batches, sparsity=0.5, resume=tmp_path / "other", **options)
 
 
 def test_energies_are_those_of_pruning(net: nn.Module) -> None:
