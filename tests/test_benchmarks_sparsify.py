@@ -62,6 +62,9 @@ def test_a_table_of_losses() -> None:
     dense = {"loss": 0.1, "accuracy": 97.0}
     rows: dict[str, dict[str, Any]] = {
         "5x, seed 0": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, other) | {"mixed": mixed},
+        "5x, seed 2": {"dense": dense}
+        | dict.fromkeys(equal_latency.WAYS, other | {"speedup": 9.0})
+        | {"mixed": mixed},
         "5x, seed 1": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, failed) | {"mixed": mixed},
     }
     text = equal_latency.markdown(rows, "obs")
