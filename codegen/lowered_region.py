@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
@@ -14,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sparsecomp import debug
 from sparsecomp.codegen.arena import ArenaPool
 from sparsecomp.codegen.compiled_region import Code
 from sparsecomp.codegen.layout import lay_out, source_geometry
@@ -22,6 +24,7 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.shares import SHARES
 from sparsecomp.codegen.stream import Stream, StreamStore
 from sparsecomp.codegen.threads import team_of
+from sparsecomp.codegen.walk_calls import walk_calls
 from sparsecomp.errors import LoweringError
 from sparsecomp.geometry import ROW_BLOCK, round_up
 from sparsecomp.program import Body
@@ -201,7 +204,24 @@ def lower_region(
     section = body.section
     vectors = [vector for op in section.ops for vector in body.vectors[op.site]]
     names = [op.layer.name for op in section.layers]
-    return LoweredRegion(code_of(region, machine), packed, vectors, threads, names)
+    code = code_of(region, machine)
+    _show(code, machine, names)
+    return LoweredRegion(code, packed, vectors, threads, names)
+
+
+def _show(code: Code, machine: Machine, names: Sequence[str]) -> None:
+    """To whoever watches: what was compiled for these layers."""
+    what = ", ".join(names) or "no layer"
+    if debug.TIR.isEnabledFor(logging.DEBUG):
+        listed = code.list
+        module = walk_calls(listed.kernels, listed.counts, code.region.tokens, machine)
+        debug.TIR.debug("region of %s:\n%s", what, module.script())
+    if debug.SOURCE.isEnabledFor(logging.DEBUG):
+        try:
+            source = code.source()
+        except AttributeError:  # a library has none
+            source = "native code from a file"
+        debug.SOURCE.debug("region of %s:\n%s", what, source)
 
 
 def laid_out(body: Body, streams: StreamStore) -> tuple[Region, list[Stream]]:

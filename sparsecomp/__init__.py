@@ -5,6 +5,9 @@ y = compiled(x)
 print(compiled.report)
 """
 
+import os as _os
+
+from sparsecomp import debug as _debug
 from sparsecomp.artifact import load
 from sparsecomp.autotune import autotune
 from sparsecomp.errors import (
@@ -26,6 +29,8 @@ from sparsecomp.target import Target
 from sparsecomp.tuning import TunedCall, TuningReport
 
 __version__ = "0.1.0"
+
+_debug.turn(_os.environ.get(_debug.VARIABLE, ""))
 
 __all__ = [
     "ArtifactError",

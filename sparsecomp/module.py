@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sparsecomp import codegen, heap
+from sparsecomp import codegen, debug, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Executable, Options
@@ -98,6 +98,7 @@ class SparseModule(Kept):
                     self._check_swapped(trial)
             self._first.remove()
             self._ready = True
+        debug.REPORT.debug("%s", self.report)
         heap.trim()
 
     def _compile_first(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from sparsecomp import debug
 from sparsecomp.errors import InvalidProgramError
 from sparsecomp.program import Program
 
@@ -48,6 +49,8 @@ def run(
             after.check()
         except InvalidProgramError as error:
             raise InvalidProgramError(f"after pass {one.name}: {error}") from error
+        if after is not program:
+            debug.PROGRAM.debug("after %s:\n%s", one.name, after)
         steps.append(Step(one.name, seconds, _difference(program, after)))
         program = after
     return program, steps

@@ -1,0 +1,144 @@
+"""`sparsecomp compile` and `sparsecomp report`"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import sparsecomp
+from sparsecomp.cli.answer import answer, at_work
+from sparsecomp.cli.inputs import InputSpec
+from sparsecomp.cli.models import ARTIFACT, load_example
+from sparsecomp.cli.options import (
+    CodeTarget,
+    Inputs,
+    Json,
+    MinSpeedup,
+    Model,
+    ModelOrArtifact,
+    Quiet,
+    Seed,
+    Skip,
+    Threads,
+)
+from sparsecomp.errors import InputError
+from sparsecomp.module import SparseModule
+from sparsecomp.target import Target
+
+
+def _artifact_path(path: Path) -> Path:
+    if path.suffix.lower() != ARTIFACT:
+        raise typer.BadParameter(
+            f"call it {path.stem or 'm'}{ARTIFACT}: by that, report and bench know what it is."
+        )
+    return path
+
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        callback=_artifact_path,
+        metavar="FILE",
+        help="The file to write: m.sparsecomp.",
+        show_default=False,
+    ),
+]
+
+
+def compile_model(
+    model: Model,
+    output: Output,
+    inputs: Inputs = None,
+    skip: Skip = None,
+    min_speedup: MinSpeedup = 1.0,
+    target: CodeTarget = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compile a model, write it to a file that sparsecomp.load reads, and print the report."""
+    check_writable(output)
+    with at_work(quiet):
+        compiled = compiled_example(model, inputs or (), skip or (), min_speedup, target, threads, seed)
+        compiled.save(output)
+    data = compiled.report.as_dict() | {"file": str(output), "file_bytes": output.stat().st_size}
+    if as_json or not quiet:
+        answer(f"{compiled.report}\n\n{output}: {output.stat().st_size / 1e6:.1f} MB", data, as_json)
+
+
+def report(
+    model: ModelOrArtifact,
+    inputs: Inputs = None,
+    skip: Skip = None,
+    min_speedup: MinSpeedup = 1.0,
+    target: CodeTarget = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print the report of a compiled module, or compile a model for it: what was found, chosen and gained, and why."""
+    with at_work(quiet):
+        if is_artifact(model):
+            found = loaded(model).report
+        else:
+            found = compiled_example(
+                model, inputs or (), skip or (), min_speedup, target, threads, seed
+            ).report
+    answer(str(found), found.as_dict(), as_json)
+
+
+def compiled_example(
+    model: str,
+    inputs: Sequence[InputSpec],
+    skip: Sequence[str],
+    min_speedup: float,
+    target: Target | None,
+    threads: int | None,
+    seed: int,
+) -> SparseModule:
+    """Load and compile."""
+    found = load_example(model, inputs, seed)
+    found.tell()
+    return sparsecomp.compile_sparse(
+        found.model,
+        found.args,
+        found.kwargs,
+        target=target,
+        threads=threads,
+        skip=skip,
+        min_speedup=min_speedup,
+    )
+
+
+def is_artifact(name: str) -> bool:
+    return Path(name).suffix.lower() == ARTIFACT
+
+
+def loaded(name: str) -> SparseModule:
+    """
+    Raises:
+        ArtifactError: there is no such file, or it is damaged, foreign, or of another format.
+    """
+    return sparsecomp.load(name)
+
+
+def check_writable(path: Path) -> None:
+    """
+    Raises:
+        InputError: no file can be written there. Known before the work begins, not after.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it, {path / 'm.sparsecomp'}.")
+    if not folder.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {folder}.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path} cannot be written: the folder {folder} is read-only for you.")
