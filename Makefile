@@ -36,13 +36,15 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead, SSL, widths; writes benchmarks/results/
+bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead, SSL, widths, plans; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.footprint
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.ssl
 	$(BIN)/python -m benchmarks.widths
+	$(BIN)/python -m benchmarks.sparsify
+	$(BIN)/python -m benchmarks.equal_latency
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

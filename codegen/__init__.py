@@ -87,6 +87,20 @@ def shared_library(runner: Runner) -> bytes:
     return library_of(runner.code)
 
 
+def files_for_c(runner: Runner) -> dict[str, bytes]:
+    """A region as files for C, by name.
+
+    Raises:
+        ArtifactError: it has no native code, or there is no C compiler.
+    """
+    from sparsecomp.codegen.exported import exported
+    from sparsecomp.codegen.lowered_region import LoweredRegion
+
+    if not isinstance(runner, LoweredRegion):
+        raise ArtifactError("the target 'reference' has no native code to export.")
+    return exported(runner)
+
+
 def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, library: bytes) -> object:
     """Let `lower` use this native code, which is trusted, for the body: as long as the result is kept. Its weights
     must be in the store.
@@ -114,6 +128,16 @@ def meter(target: Target, threads: int) -> Cost:
     from sparsecomp.codegen.timings import Timings
 
     return Meter(target, threads, Timings.on_disk())
+
+
+def conditions(target: Target, threads: int) -> str:
+    """All that a measured time depends on but for what is run: device, threads, versions."""
+    if target.kind == "reference":
+        return f"{describe(target)}, {threads} threads"
+    from sparsecomp.codegen.machine import machine_of
+    from sparsecomp.codegen.timings import device_of, versions
+
+    return f"{device_of(machine_of(target))}, {threads} threads, {versions()}"
 
 
 def autotune(

@@ -72,6 +72,18 @@ class Meter:
             *(_candidate(pattern, refused[pattern], stored, timed) for pattern in stored),
         )
 
+    def skipping(self, layer: Layer, matrix: Tensor, rows: int) -> float | None:
+        """Seconds of the best kernel with a list of columns for each `rows` rows; None where it is refused."""
+        call, pattern = Call.of(layer, matrix), RowBlocks(rows)
+        if _refuses(call, pattern, self.machine):
+            return None
+        key = call.key(self.machine, self.threads, pattern)
+        found = self.timings.get(key)
+        if found is None:
+            found = self._race(call, {pattern: None})[pattern]
+            self.timings.put(key, *found)
+        return found[0]
+
     def timed(self, call: Call, patterns: Sequence[RowBlocks]) -> dict[RowBlocks | None, Timed]:
         """Seconds and best schedule of each pattern; under None, seconds of PyTorch's own operator. If any was
         not measured before, all are measured in turn."""

@@ -86,6 +86,11 @@ class StoredCost:
             found.append(Candidate(str(how), seconds, how=how, stored=stored[pattern]))
         return tuple(found)
 
+    def skipping(self, layer: Layer, matrix: Tensor, rows: int) -> float | None:
+        if layer.rows // layer.groups % rows or rows not in PER_ELEMENT:
+            return None
+        return stored_elements(matrix, (RowBlocks(rows),))[RowBlocks(rows)] * PER_ELEMENT[rows] * 1e-9
+
     def conversion(self, layer: Layer) -> float:
         return 0.0
 

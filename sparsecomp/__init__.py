@@ -24,6 +24,7 @@ from sparsecomp.front import analyze, compile_sparse
 from sparsecomp.intake import dense_state_dict
 from sparsecomp.module import SparseModule
 from sparsecomp.report import Report
+from sparsecomp.sparsify.front import sparsify
 from sparsecomp.target import Target
 from sparsecomp.tuning import TunedCall, TuningReport
 
@@ -50,4 +51,5 @@ __all__ = [
     "compile_sparse",
     "dense_state_dict",
     "load",
+    "sparsify",
 ]

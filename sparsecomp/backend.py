@@ -233,19 +233,30 @@ class Frozen:
     """Parameters as they were when a graph was compiled."""
 
     tensors: tuple[weakref.ref[Tensor], ...]
-    states: tuple[tuple[int, int], ...]
-    """Where their data lay, and how often it had been written to."""
+    counted: tuple[int, ...]
+    """Those whose writes PyTorch counts: all but tensors made in inference mode."""
+    placed: tuple[int, ...]
+    """Those that have an address."""
+    states: tuple[int, ...]
+    """How often each had been written to, and where its data lay."""
 
     @staticmethod
     def of(tensors: Sequence[Tensor]) -> Frozen:
-        return Frozen(tuple(map(weakref.ref, tensors)), tuple(map(_state, tensors)))
+        counted = tuple(place for place, tensor in enumerate(tensors) if not tensor.is_inference())
+        placed = tuple(
+            place
+            for place, tensor in enumerate(tensors)
+            if type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
+        )
+        references = tuple(map(weakref.ref, tensors))
+        return Frozen(references, counted, placed, _states(tensors, counted, placed))
 
     def hold(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are they, not written to since."""
-        return all(
-            known() is tensor and state == _state(tensor)
-            for known, state, tensor in zip(self.tensors, self.states, tensors, strict=True)
-        )
+        for known, tensor in zip(self.tensors, tensors, strict=True):
+            if known() is not tensor:
+                return False
+        return _states(tensors, self.counted, self.placed) == self.states
 
     @property
     def current(self) -> bool:
@@ -254,10 +265,9 @@ class Frozen:
         return len(alive) == len(self.tensors) and self.hold(alive)
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    has_address = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided
-    version = 0 if tensor.is_inference() else int(tensor._version)
-    return tensor.data_ptr() if has_address else 0, version
+def _states(tensors: Sequence[Tensor], counted: Sequence[int], placed: Sequence[int]) -> tuple[int, ...]:
+    """Asked for hundreds of tensors at every call."""
+    return (*[tensors[place]._version for place in counted], *[tensors[place].data_ptr() for place in placed])
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ class Cost(Protocol):
         """PyTorch's operator first, then every kernel, measured or refused. matrix: rows x columns."""
         ...
 
+    def skipping(self, layer: Layer, matrix: Tensor, rows: int) -> float | None:
+        """Of the best kernel that skips zeros, one list of columns for each 1, 2, 4 or 8 rows; None where there is
+        none. Unlike `candidates` it may measure nothing else beside it."""
+        ...
+
     def conversion(self, layer: Layer) -> float:
         """To bring the layer's output to PyTorch's layout and back."""
         ...

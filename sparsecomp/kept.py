@@ -6,6 +6,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,6 +59,21 @@ class Kept(DropIn):
         with self._lock:
             self._check_whole_graph()
             artifact.save_module(self, path, general_graph(self))
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write what runs without Python, PyTorch and TVM: `libmodel.so`, `model.weights`, `model.h`, `model.c`.
+
+        For C and C++; one thread per opened model, on this kind of processor. The header says how to build.
+
+        Raises:
+            ArtifactError: the model is more than one region between its inputs and its outputs: operators of PyTorch
+                are left, which the message names. Or there is no C compiler, or `folder` cannot be written.
+        """
+        from sparsecomp.artifact.exporter import export_module
+
+        with self._lock:
+            self._check_whole_graph()
+            export_module(self, Path(folder))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are what `save` would write, with the graphs there are: like `sparsecomp.load` they

@@ -1,7 +1,7 @@
 """The most general graph of a model: one capture in which every size may change that can.
 
-A module compiles a graph for each combination of sizes but the batch. From a file, where the model's own code is gone, only
-a graph that was captured with these sizes free can serve other ones.
+A module compiles a graph for each combination of sizes but the batch. From a file, where the model's own code is
+gone, only a graph that was captured with these sizes free can serve other ones.
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 
 from sparsecomp.errors import InputError
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.train.tiling import Tiling
+from sparsecomp.train.tiling import Tiled, Tiling
 from sparsecomp.train.weights import Weight
 
 
-def _one_group_of_rows(weight: Weight) -> int:
+def _one_group_of_rows(weight: Tiled) -> int:
     return max(1, weight.shape[0] // weight.groups)
 
 
-GROUPS: dict[str, Callable[[Weight], Tiling]] = {
+GROUPS: dict[str, Callable[[Tiled], Tiling]] = {
     "unstructured": lambda weight: Tiling(1, 1),
     "kernel": lambda weight: Tiling(1, weight.taps),
     "shape": lambda weight: Tiling(_one_group_of_rows(weight), 1),
@@ -81,7 +81,7 @@ class Pattern:
         """The one that N:M has; None where any is possible."""
         return None if self.n_of_m is None else 1 - self.n_of_m[0] / self.n_of_m[1]
 
-    def tiling(self, weight: Weight) -> Tiling:
+    def tiling(self, weight: Tiled) -> Tiling:
         if self.n_of_m:
             return Tiling(1, 1)
         block = BLOCKS.fullmatch(self.name)

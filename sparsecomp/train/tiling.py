@@ -14,10 +14,27 @@ has columns of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+class Tiled(Protocol):
+    """What of a weight decides how its groups lie: a `Weight`, say."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+
+    @property
+    def taps(self) -> int:
+        """Columns of one input channel."""
+
+    @property
+    def groups(self) -> int:
+        """Of a convolution."""
 
 
 @dataclass(frozen=True)
