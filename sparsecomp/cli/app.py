@@ -13,6 +13,7 @@ from sparsecomp.cli.bench import bench
 from sparsecomp.cli.cache import cache
 from sparsecomp.cli.compile import compile_model, report
 from sparsecomp.cli.devices import devices
+from sparsecomp.cli.sparsify import sparsify
 from sparsecomp.cli.tune import tune
 from sparsecomp.errors import SparsecompError
 
@@ -58,5 +59,6 @@ app.command("compile")(compile_model)
 app.command("tune")(tune)
 app.command("bench")(bench)
 app.command("report")(report)
+app.command("sparsify")(sparsify)
 app.command("devices")(devices)
 app.add_typer(cache, name="cache")

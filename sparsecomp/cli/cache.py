@@ -19,7 +19,8 @@ cache = typer.Typer(
 )
 
 
-def _bytes(text: str) -> int:
+def size_of(text: str) -> int:
+    """Bytes, of a size as people write it."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
     if found is None:
         raise typer.BadParameter(f"{text!r} is no size: write 500K, 20MB or 1.5G.")
@@ -30,7 +31,7 @@ Limit = Annotated[
     int | None,
     typer.Option(
         "--limit",
-        parser=_bytes,
+        parser=size_of,
         metavar="SIZE",
         help="Then drop the oldest measurements until the database is no larger: 500K, 20MB, 1.5G.",
         show_default=False,

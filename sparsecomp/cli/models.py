@@ -104,8 +104,19 @@ def read_exported(name: str, seed: int) -> Example:
 
 
 def read_function(name: str, seed: int) -> Example:
-    """What `module:function` is or returns. Modules are looked for in the current folder too."""
+    """The model that `module:function` is or returns."""
+    return _example_of(name, object_of(name))
+
+
+def object_of(name: str) -> Any:
+    """What `module:function` is or returns. Modules are looked for in the current folder too.
+
+    Raises:
+        InputError: it is not there, or fails.
+    """
     module_name, _, path = name.partition(":")
+    if not module_name or not path:
+        raise InputError(f"{name!r} names no function: write module:function.")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -126,7 +137,7 @@ def read_function(name: str, seed: int) -> Example:
             found = found()
         except (Exception, SystemExit) as error:
             raise InputError(_told(f"{name}()", error)) from error
-    return _example_of(name, found)
+    return found
 
 
 def _example_of(name: str, found: object) -> Example:

@@ -40,6 +40,11 @@ def other() -> tuple[nn.Module, tuple[Tensor, ...]]:
     return nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 48)), (torch.randn(5, 48),)
 
 
+def batches() -> list[Tensor]:
+    """For `small` and `other`."""
+    return [torch.randn(16, 48) for _ in range(2)]
+
+
 def without_inputs() -> nn.Module:
     return small()[0]
 

@@ -32,7 +32,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_help_names_every_command_and_the_version_is_the_packages() -> None:
     told = run("--help").stdout
-    for name in ("analyze", "compile", "tune", "bench", "report", "devices", "cache"):
+    for name in ("analyze", "compile", "tune", "bench", "report", "sparsify", "devices", "cache"):
         assert f" {name} " in told
     assert run("--version").stdout.strip() == sparsecomp.__version__
 
