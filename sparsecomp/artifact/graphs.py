@@ -47,7 +47,9 @@ KINDS = {
         inspect.Parameter.VAR_KEYWORD,
     )
 }
-_PATH = re.compile(r"\w+(\.\w+)*")
+_PATH = re.compile(r"[\w /-]+(\.[\w /-]+)*")
+"""Names of modules are those of a user: numbers in an nn.Sequential, "a-b" in an nn.ModuleDict. In the graph's code they
+stand in quotes, so that nothing may end those."""
 Leaves = Mapping[str, tuple[TensorInput | Constant, ...]]
 
 

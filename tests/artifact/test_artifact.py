@@ -325,10 +325,24 @@ def test_a_file_from_elsewhere_has_its_kernels_made_again(
     assert back.graph is not None
 
 
-def test_a_model_whose_layers_are_numbered_is_read_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: Tensor
+class Named(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({name: nn.Linear(FEATURES, 64)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        (layer,) = self.inner.values()
+        y: Tensor = layer(x)
+        return y
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU()), Named("a-b"), Named("c/d e")]
+)
+def test_layers_of_any_usual_name_are_read_elsewhere(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x: Tensor
 ) -> None:
-    compiled = compiled_of(pruned(nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU())), x, target="reference")
+    compiled = compiled_of(pruned(model), x, target="reference")
     path = saved(compiled, tmp_path)
     monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path / "another"))
     back, _ = remade(path)
