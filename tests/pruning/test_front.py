@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from sparsecomp.sparsify import subject, whole
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sparsecomp
 from sparsecomp import InputError, sparsify
+from sparsecomp.pruning import subject, whole
 from sparsecomp.pruning.calibration import collect
 from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.energy import removed_energies

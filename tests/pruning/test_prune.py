@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sparsecomp.sparsify import obs
 
 from sparsecomp.errors import InputError
+from sparsecomp.pruning import obs
 from sparsecomp.pruning.candidate import DENSE, Candidate, default_candidates
 from sparsecomp.pruning.prune import METHODS, Method, prune_weight
 from sparsecomp.pruning.pruned import output_error
