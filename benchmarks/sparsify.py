@@ -27,7 +27,7 @@ from benchmarks.store import RESULTS, write, write_json
 from benchmarks.workloads import WORKLOADS
 from sparsecomp import InputError, sparsify
 from sparsecomp.cache import cache_folder
-from sparsecomp.sparsify.layers import prunable_layers
+from sparsecomp.pruning.layers import prunable_layers
 
 MODELS = ("bert-base", "resnet-50")
 SPEEDUPS = (2.0, 3.0)

@@ -29,10 +29,10 @@ from benchmarks.ssl.nets import ResNet, lenet
 from benchmarks.ssl.training import Phase, fit
 from benchmarks.store import RESULTS, write, write_json
 from benchmarks.text import ByteTransformer, Text, bits_per_byte, fit_text
-from sparsecomp.sparsify.candidate import Candidate
-from sparsecomp.sparsify.layers import prunable_layers
-from sparsecomp.sparsify.model import prune_model
-from sparsecomp.sparsify.prune import Method
+from sparsecomp.pruning.candidate import Candidate
+from sparsecomp.pruning.layers import prunable_layers
+from sparsecomp.pruning.model import prune_model
+from sparsecomp.pruning.prune import Method
 
 METHODS: tuple[Method, ...] = ("magnitude", "wanda", "obs")
 LENGTH = 96

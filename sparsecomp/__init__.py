@@ -23,8 +23,8 @@ from sparsecomp.errors import (
 from sparsecomp.front import analyze, compile_sparse
 from sparsecomp.intake import dense_state_dict
 from sparsecomp.module import SparseModule
+from sparsecomp.pruning.front import sparsify
 from sparsecomp.report import Report
-from sparsecomp.sparsify.front import sparsify
 from sparsecomp.target import Target
 from sparsecomp.tuning import TunedCall, TuningReport
 

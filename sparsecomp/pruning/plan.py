@@ -1,0 +1,300 @@
+"""What becomes of each layer, what that takes and costs, and what came near: as text, and as data."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from sparsecomp.errors import InputError
+from sparsecomp.pruning.candidate import Candidate
+from sparsecomp.pruning.gradients import Loss
+from sparsecomp.pruning.model import prune_model
+from sparsecomp.pruning.prune import Method
+
+MIB = 1 << 20
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing a layer may become."""
+
+    candidate: Candidate
+    seconds: float
+    """Predicted, of all calls of the layer within the compiled model."""
+    error: float
+    """Predicted, of the layer's output; see `Plan.method`."""
+
+    def __str__(self) -> str:
+        return f"{self.candidate} ({self.seconds * 1e3:.3f} ms, {self.error:.3g})"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "pattern": str(self.candidate.structure),
+            "sparsity": self.candidate.sparsity,
+            "ms": self.seconds * 1e3,
+            "error": self.error,
+        }
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> Option:
+        """Inverse of `as_dict`."""
+        candidate = Candidate(data["pattern"], data["sparsity"])
+        return Option(candidate, data["ms"] / 1e3, float(data["error"]))
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of its weight, as the model stores it."""
+    chosen: Option
+    dense_seconds: float
+    """Predicted as well."""
+    runners_up: tuple[Option, ...] = ()
+    """The nearest first."""
+    note: str = ""
+    """Why it stays dense, or was pruned in another way than asked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "chosen": self.chosen.as_dict(),
+            "dense_ms": self.dense_seconds * 1e3,
+            "runners_up": [option.as_dict() for option in self.runners_up],
+            "note": self.note,
+        }
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> LayerPlan:
+        """Inverse of `as_dict`."""
+        return LayerPlan(
+            data["name"],
+            tuple(data["shape"]),
+            Option.of(data["chosen"]),
+            data["dense_ms"] / 1e3,
+            tuple(map(Option.of, data["runners_up"])),
+            data["note"],
+        )
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of the whole model. Seconds are on the example; None where nothing was measured or evaluated."""
+
+    predicted_seconds: float
+    """Before any model of nearly this plan was measured: from layers alone and, where whole models are timed, two of
+    these, dense and very sparse."""
+    dense_bytes: int
+    bytes: int
+    """Of all parameters and buffers, each sparse weight in its smallest exact format."""
+    weights: int
+    """Of the layers that may be pruned."""
+    kept: int
+    error: float
+    """The sum of the layers' predicted errors."""
+    measured_seconds: float | None = None
+    dense_seconds: float | None = None
+    """Compiled by this library."""
+    eager_seconds: float | None = None
+    """Dense, by PyTorch."""
+    dense_loss: float | None = None
+    """What `evaluate` says of the dense model."""
+    loss: float | None = None
+    """What it says of the pruned one."""
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.kept / max(1, self.weights)
+
+    @property
+    def speedup(self) -> float | None:
+        """Measured, over the dense model compiled by this library."""
+        both = self.measured_seconds and self.dense_seconds
+        return self.dense_seconds / self.measured_seconds if both else None  # type: ignore[operator]
+
+    @property
+    def eager_speedup(self) -> float | None:
+        """Measured, over the dense model in PyTorch."""
+        both = self.measured_seconds and self.eager_seconds
+        return self.eager_seconds / self.measured_seconds if both else None  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outcome of `sparsify`. `print(plan)` for people, `as_dict()` for programs, `plan.model` for the compiler."""
+
+    goal: str
+    """What was asked for: "target_speedup=2"."""
+    method: Method
+    """How weights are chosen and repaired: see `prune_weight`."""
+    allocation: str
+    device: str
+    threads: int
+    layers: tuple[LayerPlan, ...]
+    totals: Totals
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    """That the planning took; of a resumed run, since it was resumed."""
+    pruned: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def model(self) -> nn.Module:
+        """The pruned copy, for `compile_sparse`.
+
+        Raises:
+            InputError: the plan was loaded from a file, which holds no weights.
+        """
+        if self.pruned is None:
+            raise InputError(
+                "a plan from a file holds no weights: plan.apply(model, calibration) prunes the model again."
+            )
+        return self.pruned
+
+    @property
+    def choices(self) -> dict[str, Candidate]:
+        """Layer -> what it becomes."""
+        return {layer.name: layer.chosen.candidate for layer in self.layers}
+
+    def apply(self, model: nn.Module, calibration: Sequence[Any] = (), loss: Loss | None = None) -> nn.Module:
+        """A copy of the model pruned by this plan.
+
+        Args:
+            model: Has the layers that the plan names. It is left as it is.
+            calibration: Batches, as for `sparsify`; none: by magnitude.
+            loss: As for `sparsify`.
+
+        Raises:
+            InputError: the model lacks a layer, or a batch cannot be used.
+        """
+        pruned = copy.deepcopy(model)
+        wanted = {name: c for name, c in self.choices.items() if not c.is_dense}
+        prune_model(pruned, wanted, list(calibration), self.method, loss=loss)
+        return pruned
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "goal": self.goal,
+            "method": self.method,
+            "allocation": self.allocation,
+            "device": self.device,
+            "threads": self.threads,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "totals": asdict(self.totals)
+            | {
+                "sparsity": self.totals.sparsity,
+                "speedup": self.totals.speedup,
+                "eager_speedup": self.totals.eager_speedup,
+            },
+            "layers": [layer.as_dict() for layer in self.layers],
+        }
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> Plan:
+        """Inverse of `as_dict`, but for the weights."""
+        totals = {key: value for key, value in data["totals"].items() if key in Totals.__dataclass_fields__}
+        names = ("goal", "method", "allocation", "device", "threads", "seconds")
+        return Plan(
+            **{name: data[name] for name in names},
+            layers=tuple(map(LayerPlan.of, data["layers"])),
+            totals=Totals(**totals),
+            notes=tuple(data["notes"]),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """As JSON, without the weights."""
+        Path(path).write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """
+        Raises:
+            InputError: the file is no plan, or of another version.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != FORMAT:
+                raise InputError(f"{path} is a plan of format {data['format']}; this version reads {FORMAT}.")
+            return Plan.of(data)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} holds no plan: {type(error).__name__}: {error}.") from error
+
+    def without_model(self) -> Plan:
+        """The plan as a file would hold it."""
+        return replace(self, pruned=None)
+
+    def __str__(self) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=240, color_system=None, highlight=False, markup=False)
+        for line in (self._headline(), *self._summary(), *(f"note: {note}" for note in self.notes)):
+            console.print(line)
+        console.print()
+        console.print(self._table())
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+    def _headline(self) -> str:
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        sparse = sum(not layer.chosen.candidate.is_dense for layer in self.layers)
+        return (
+            f"sparsecomp plan for {self.goal} on {self.device}, {threads}; {sparse} of {len(self.layers)} layers "
+            f"sparse, {self.totals.sparsity:.1%} of their weights zero; {self.allocation} by {self.method}, "
+            f"{self.seconds:.0f} s"
+        )
+
+    def _summary(self) -> list[str]:
+        totals = self.totals
+        latency = [f"latency: predicted {totals.predicted_seconds * 1e3:.2f} ms"]
+        if totals.measured_seconds is not None:
+            latency.append(f"measured {totals.measured_seconds * 1e3:.2f}")
+        if totals.dense_seconds is not None:
+            speedup = "" if totals.speedup is None else f" ({totals.speedup:.2f}x)"
+            latency.append(f"dense compiled {totals.dense_seconds * 1e3:.2f}{speedup}")
+        if totals.eager_seconds is not None:
+            speedup = "" if totals.eager_speedup is None else f" ({totals.eager_speedup:.2f}x)"
+            latency.append(f"dense in PyTorch {totals.eager_seconds * 1e3:.2f}{speedup}")
+        size = f"size: {totals.dense_bytes / MIB:.3g} -> {totals.bytes / MIB:.3g} MiB"
+        loss = f"predicted error, summed over layers: {totals.error:.4g}"
+        if totals.loss is not None and totals.dense_loss is not None:
+            loss += f"; loss on held-out data: {totals.dense_loss:.4g} -> {totals.loss:.4g}"
+        return [", ".join(latency), size, loss]
+
+    def _table(self) -> Table:
+        numeric = ("sparsity", "dense ms", "ms", "error")
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for column in ("layer", "weight", "pattern", *numeric, "runners-up", "note"):
+            table.add_column(column, justify="right" if column in numeric else "left")
+        for layer in self.layers:
+            candidate = layer.chosen.candidate
+            table.add_row(
+                layer.name,
+                "x".join(map(str, layer.shape)),
+                "dense" if candidate.is_dense else str(candidate.structure),
+                "" if candidate.is_dense else f"{candidate.sparsity:.1%}",
+                _number(layer.dense_seconds),
+                _number(layer.chosen.seconds),
+                f"{layer.chosen.error:.3g}",
+                "; ".join(map(str, layer.runners_up)),
+                layer.note,
+            )
+        return table
+
+
+def _number(seconds: float) -> str:
+    return "" if math.isnan(seconds) else f"{seconds * 1e3:.3f}"

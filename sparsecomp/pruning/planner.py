@@ -1,0 +1,219 @@
+"""From a checked request to a plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from sparsecomp import codegen
+from sparsecomp.cache import cache_folder
+from sparsecomp.errors import InputError
+from sparsecomp.progress import Watch
+from sparsecomp.pruning.allocate import runners_up
+from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.goal import Goal
+from sparsecomp.pruning.gradients import Loss
+from sparsecomp.pruning.layers import prunable_layers
+from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
+from sparsecomp.pruning.prune import Method
+from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, checked_loss, within
+from sparsecomp.pruning.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
+from sparsecomp.pruning.state import State, digest, state_of
+from sparsecomp.pruning.stretch import Stretch
+from sparsecomp.pruning.subject import Example, Subject
+from sparsecomp.pruning.weight_bytes import weight_bytes
+from sparsecomp.pruning.whole import ModelClock
+from sparsecomp.target import Target
+
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `sparsify` was asked for, checked."""
+
+    goal: Goal
+    method: Method
+    allocation: Allocation
+    candidates: tuple[Candidate, ...]
+    skip: tuple[str, ...]
+    target: Target
+    threads: int
+    measure: bool
+    evaluate: Evaluate | None
+    sensitivity: Evaluate | None
+    loss: Loss | None
+    resume: Path | None
+
+
+class Planner:
+    """Plans one model."""
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], example: Example, request: Request, watch: Watch
+    ) -> None:
+        self.start = time.perf_counter()
+        self.request = request
+        watch.stage("reading the model")
+        name = digest(model, batches)
+        self.state = state_of(request.resume or cache_folder() / "plans" / name, name)
+        self.subject = Subject(
+            model,
+            batches,
+            example,
+            request.candidates,
+            request.method,
+            self.state,
+            watch,
+            request.skip,
+            request.sensitivity,
+            # Functions have no digest: what they said is believed again only where the user names the run.
+            self.state if request.resume else State(None),
+            request.loss,
+        )
+        self.notes = list(self.subject.remarks)
+
+    def run(self) -> Plan:
+        subject, request = self.subject, self.request
+        subject.measure(request.target, request.threads)
+        times = self._timekeeper() if request.measure else None
+        found = self._solve(self._series(), times)
+        self.notes += found.remarks
+        model, layer_notes = subject.pruned(found.choices)
+        stretch = times.first if times else Stretch(0.0, 1.0)
+        totals = self._totals(found.choices, model, stretch, times)
+        self._compare(totals)
+        layers = tuple(
+            self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""))
+            for name in subject.weights
+        )
+        self.state.drop_tensors()
+        return Plan(
+            goal=str(request.goal),
+            method=request.method,
+            allocation=request.allocation,
+            device=codegen.describe(request.target),
+            threads=request.threads,
+            layers=layers,
+            totals=totals,
+            notes=tuple(self.notes),
+            seconds=time.perf_counter() - self.start,
+            pruned=model,
+        )
+
+    def _compare(self, totals: Totals) -> None:
+        """Note where the finished model is not what was asked for."""
+        goal, speedup = self.request.goal, totals.speedup
+        if goal.kind != "target_speedup" or speedup is None:
+            return
+        if abs(speedup / goal.amount - 1) > TOLERANCE:
+            self.notes.append(f"{goal} was missed by more than {TOLERANCE:.0%}: measured {speedup:.2f}")
+
+    def _timekeeper(self) -> Timekeeper:
+        subject, request = self.subject, self.request
+        example = subject.example
+        clock = partial(
+            ModelClock, subject.model, example.args, example.kwargs, request.target, request.threads
+        )
+        conditions = codegen.conditions(request.target, request.threads)
+        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}")
+
+    @property
+    def _cost(self) -> Price:
+        """What the budget is of."""
+        subject = self.subject
+        prices: dict[str, Price] = {"target_bytes": subject.nbytes, "sparsity": subject.kept}
+        return prices.get(self.request.goal.kind, subject.seconds)
+
+    def _series(self) -> Series:
+        subject, request = self.subject, self.request
+        subject.learn_errors()
+        if request.allocation == "optimal":
+            return OptimalSeries(subject.candidates, self._cost, subject.error)
+        structure = next(c.structure for c in request.candidates if not c.is_dense)
+        if structure.only_sparsity is not None:
+            raise InputError(
+                f"allocation {request.allocation!r} needs a structure of any sparsity, not {structure}."
+            )
+        free = {name: subject.weights[name] for name, found in subject.candidates.items() if len(found) > 1}
+        return plain_series(request.allocation, free, structure, self._cost)
+
+    def _solve(self, series: Series, times: Timekeeper | None) -> Found:
+        found = self._search(series, times)
+        dense = dict.fromkeys(self.subject.weights, DENSE)
+        return replace(found, choices=dense | found.choices)
+
+    def _search(self, series: Series, times: Timekeeper | None) -> Found:
+        goal, subject = self.request.goal, self.subject
+        stuck = sum(self._cost(name, DENSE) for name, found in subject.candidates.items() if len(found) == 1)
+        match goal.kind:
+            case "target_speedup":
+                assert times is not None
+                return at_speed(series, goal, times)
+            case "max_loss":
+                assert self.request.evaluate is not None
+                return at_loss(series, goal, subject, self.request.evaluate)
+            case "target_bytes":
+                rest = subject.other_bytes + (stuck if self.request.allocation != "optimal" else 0.0)
+                least = f"the least that these candidates leave is {{:.0f}} bytes of weights, and {rest:.0f} of the rest"
+                return within(series, goal, goal.amount - rest, least)
+            case "sparsity":
+                whole = sum(subject.kept(name, DENSE) for name in subject.weights)
+                rest = stuck if self.request.allocation != "optimal" else 0.0
+                least = f"at least {{:.0f}} of {whole:.0f} weights are kept by these candidates"
+                return within(series, goal, (1 - goal.amount) * whole - rest, least)
+
+    def _totals(
+        self, choices: Choices, model: nn.Module, stretch: Stretch, times: Timekeeper | None
+    ) -> Totals:
+        subject, evaluate = self.subject, self.request.evaluate
+        kept = _nonzeros(model, subject.weights)
+        nbytes = (weight_bytes(subject.weights[n], c, kept[n]) for n, c in choices.items())
+        dense_bytes = subject.other_bytes + sum(subject.nbytes(name, DENSE) for name in choices)
+        return Totals(
+            predicted_seconds=stretch.whole(subject.alone(choices)),
+            dense_bytes=round(dense_bytes),
+            bytes=subject.other_bytes + sum(nbytes),
+            weights=round(sum(subject.kept(name, DENSE) for name in choices)),
+            kept=sum(kept.values()),
+            error=sum(subject.error(n, c) for n, c in choices.items()),
+            measured_seconds=times.measure_model(model) if times else None,
+            dense_seconds=times.dense.compiled if times else None,
+            eager_seconds=times.dense.eager if times else None,
+            dense_loss=checked_loss(evaluate(subject.model)) if evaluate else None,
+            loss=checked_loss(evaluate(model)) if evaluate else None,
+        )
+
+    def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str) -> LayerPlan:
+        subject = self.subject
+
+        def option(candidate: Candidate) -> Option:
+            seconds = stretch.factor * subject.seconds(name, candidate)
+            return Option(candidate, seconds, subject.error(name, candidate))
+
+        candidates = subject.candidates[name]
+        if chosen not in candidates:
+            candidates = (*candidates, chosen)
+        costs = np.array([self._cost(name, c) for c in candidates])
+        errors = np.array([subject.error(name, c) for c in candidates])
+        near = runners_up(costs, errors, candidates.index(chosen))
+        return LayerPlan(
+            name,
+            tuple(subject.weights[name].parameter.shape),
+            option(chosen),
+            option(DENSE).seconds,
+            tuple(option(candidates[number]) for number in near),
+            subject.notes[name] or note,
+        )
+
+
+def _nonzeros(model: nn.Module, names: Collection[str]) -> dict[str, int]:
+    """Weights of each layer that are not zero."""
+    return {n: int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in names}

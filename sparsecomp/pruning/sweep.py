@@ -1,0 +1,143 @@
+"""What is lost at which speed and size: many plans of one model, as a table and as a drawing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from sparsecomp.errors import InputError
+from sparsecomp.pruning.chart import Panel, chart
+from sparsecomp.pruning.front import Options, sparsify
+from sparsecomp.pruning.plan import MIB, Plan
+
+WAYS: Mapping[str, Options] = {
+    "mixed": {},
+    "unstructured": {"structures": ("unstructured",)},
+    "4x1": {"structures": ("4x1",)},
+    "2:4": {"structures": ("2:4",)},
+    "uniform unstructured": {"structures": ("unstructured",), "allocation": "uniform"},
+}
+"""What is compared by default: the plan of all structures, of each alone, and one sparsity for all layers."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan; where it is out of reach, why."""
+
+    way: str
+    goal: str
+    seconds: float | None = None
+    """Measured, or, where whole models are not timed, predicted of layers alone."""
+    nbytes: int | None = None
+    sparsity: float | None = None
+    loss: float | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of `sweep`. `print` it, `save_chart` it, or ask for `as_dict()`."""
+
+    points: tuple[Point, ...]
+    dense_loss: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"dense_loss": self.dense_loss, "points": [asdict(point) for point in self.points]}
+
+    def __str__(self) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=200, color_system=None, highlight=False, markup=False)
+        console.print(f"loss of the dense model: {self.dense_loss:.4g}")
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        for column in ("way", "goal", "zeros", "ms", "MiB", "loss", "why not"):
+            table.add_column(column, justify="right" if column in ("zeros", "ms", "MiB", "loss") else "left")
+        for p in self.points:
+            numbers = (
+                "" if p.sparsity is None else f"{p.sparsity:.1%}",
+                "" if p.seconds is None else f"{p.seconds * 1e3:.3f}",
+                "" if p.nbytes is None else f"{p.nbytes / MIB:.3g}",
+                "" if p.loss is None else f"{p.loss:.4g}",
+            )
+            table.add_row(p.way, p.goal, *numbers, p.failure)
+        console.print(table)
+        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+
+    def save_chart(self, path: str | Path, title: str = "What is lost at which speed and size") -> None:
+        """As SVG: loss over milliseconds, and over MiB.
+
+        Raises:
+            InputError: no plan was in reach: there is nothing to draw.
+        """
+        ways = {point.way: None for point in self.points if not point.failure}
+        if not ways:
+            raise InputError("no plan was in reach: there is nothing to draw.")
+        panels = [
+            Panel(across, "loss", {way: self._line(way, measure) for way in ways})
+            for across, measure in (
+                ("milliseconds", lambda p: p.seconds * 1e3),
+                ("MiB", lambda p: p.nbytes / MIB),
+            )
+        ]
+        Path(path).write_text(chart(title, panels))
+
+    def _line(self, way: str, measure: Callable[[Any], float]) -> list[tuple[float, float]]:
+        reached = [p for p in self.points if p.way == way and p.loss is not None]
+        return [(measure(p), p.loss) for p in reached if p.loss is not None]
+
+
+def sweep(
+    model: nn.Module,
+    calibration: Iterable[Any] | None,
+    evaluate: Callable[[nn.Module], float],
+    goals: Sequence[Mapping[str, float]] = (
+        {"target_speedup": 1.5},
+        {"target_speedup": 2.0},
+        {"target_speedup": 3.0},
+    ),
+    ways: Mapping[str, Options] = WAYS,
+    **options: Any,
+) -> Sweep:
+    """Plan a model in several ways to several budgets, and evaluate each.
+
+    Args:
+        model: As for `sparsify`.
+        calibration: As for `sparsify`.
+        evaluate: Model -> its loss on held-out data.
+        goals: Each one budget of `sparsify`: {"target_speedup": 2}, {"sparsity": 0.8}, {"target_bytes": 1e6}.
+        ways: Name -> options of `sparsify` that make it different.
+        **options: Of `sparsify`, for all. With `resume` an interrupted sweep goes on where it stopped.
+
+    Raises:
+        InputError: as `sparsify`; but a plan that is out of reach is a point that says so.
+    """
+    batches = None if calibration is None else list(calibration)
+    dense_loss = float(evaluate(model))
+    points = []
+    for way, own in ways.items():
+        for goal in goals:
+            try:
+                plan = sparsify(model, batches, evaluate=evaluate, **goal, **{**options, **own})  # type: ignore[arg-type]
+            except InputError as error:
+                if "out of reach" not in str(error):
+                    raise
+                points.append(Point(way, _name(goal), failure=str(error)))
+            else:
+                points.append(_point(way, plan))
+    return Sweep(tuple(points), dense_loss)
+
+
+def _name(goal: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind}={amount:g}" for kind, amount in goal.items())
+
+
+def _point(way: str, plan: Plan) -> Point:
+    totals = plan.totals
+    seconds = totals.measured_seconds or totals.predicted_seconds
+    return Point(way, plan.goal, seconds, totals.bytes, totals.sparsity, totals.loss)
