@@ -17,7 +17,7 @@ from sparsecomp.cli.compile import check_writable
 from sparsecomp.cli.models import ARTIFACT, Example, load_example, object_of
 from sparsecomp.cli.options import CodeTarget, Inputs, Json, Model, Quiet, Seed, Skip, Threads
 from sparsecomp.errors import InputError
-from sparsecomp.sparsify.plan import Plan
+from sparsecomp.pruning.plan import Plan
 from sparsecomp.target import Target
 
 WEIGHTS = ".safetensors"
