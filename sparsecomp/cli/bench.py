@@ -20,8 +20,9 @@ import sparsecomp
 from sparsecomp.cli.answer import answer, at_work, table
 from sparsecomp.cli.compile import is_artifact, loaded
 from sparsecomp.cli.devices import this_host
+from sparsecomp.cli.example import Example
 from sparsecomp.cli.inputs import FORM, InputSpec, example
-from sparsecomp.cli.models import Example, load_example
+from sparsecomp.cli.models import load_example
 from sparsecomp.cli.options import CodeTarget, Inputs, Json, ModelOrArtifact, Quiet, Seed, Threads
 from sparsecomp.cli.rivals import RIVALS, Run, eager, missing
 from sparsecomp.compare import TOLERANCE, relative_error

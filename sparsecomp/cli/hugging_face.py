@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecomp.cli.models import Example
+from sparsecomp.cli.example import Example
 from sparsecomp.errors import InputError
 
 TOKENS, DECODED, PIXELS = 128, 16, 224

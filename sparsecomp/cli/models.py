@@ -7,43 +7,20 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import nn
 from torch.export import ExportedProgram
 
+from sparsecomp.cli.example import Example
 from sparsecomp.cli.inputs import FORM, InputSpec, example
 from sparsecomp.errors import InputError
 
 FORMS = "module:function, FILE.pt2, FILE.onnx, or a Hugging Face folder"
 ARTIFACT = ".sparsecomp"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A model and a call of it."""
-
-    name: str
-    model: nn.Module | ExportedProgram
-    args: tuple[Any, ...] | None
-    """None: no inputs are known."""
-    kwargs: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    """What was changed or assumed."""
-
-    def tell(self) -> None:
-        """The notes, on standard error."""
-        for note in self.notes:
-            typer.echo(f"note: {self.name}: {note}", err=True)
-
-    @property
-    def module(self) -> nn.Module:
-        """What PyTorch runs."""
-        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
 
 
 def load_example(name: str, specs: Sequence[InputSpec], seed: int) -> Example:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsecomp.cli.models import Example
+from sparsecomp.cli.example import Example
 from sparsecomp.errors import InputError
 
 

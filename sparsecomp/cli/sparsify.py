@@ -14,7 +14,8 @@ from sparsecomp.artifact.container import write_whole
 from sparsecomp.cli.answer import answer, at_work
 from sparsecomp.cli.cache import size_of
 from sparsecomp.cli.compile import check_writable
-from sparsecomp.cli.models import ARTIFACT, Example, load_example, object_of
+from sparsecomp.cli.example import Example
+from sparsecomp.cli.models import ARTIFACT, load_example, object_of
 from sparsecomp.cli.options import CodeTarget, Inputs, Json, Model, Quiet, Seed, Skip, Threads
 from sparsecomp.errors import InputError
 from sparsecomp.pruning.plan import Plan

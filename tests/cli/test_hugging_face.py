@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sparsecomp import InputError
-from sparsecomp.cli.models import Example, load_example
+from sparsecomp.cli.example import Example
+from sparsecomp.cli.models import load_example
 from tests.cli.nets import as_json, refusal
 
 transformers = pytest.importorskip("transformers")

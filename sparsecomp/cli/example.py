@@ -1,0 +1,34 @@
+"""A model and a call of it, as a command takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from torch import nn
+from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model and a call of it."""
+
+    name: str
+    model: nn.Module | ExportedProgram
+    args: tuple[Any, ...] | None
+    """None: no inputs are known."""
+    kwargs: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """What was changed or assumed."""
+
+    def tell(self) -> None:
+        """The notes, on standard error."""
+        for note in self.notes:
+            typer.echo(f"note: {self.name}: {note}", err=True)
+
+    @property
+    def module(self) -> nn.Module:
+        """What PyTorch runs."""
+        return self.model.module() if isinstance(self.model, ExportedProgram) else self.model
