@@ -23,7 +23,7 @@ from sparsecomp.pruning.gradients import Loss
 from sparsecomp.pruning.layers import prunable_layers
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.pruning.prune import Method
-from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, checked_loss, within
+from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, held_out_loss, within
 from sparsecomp.pruning.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
 from sparsecomp.pruning.state import State, digest, state_of
 from sparsecomp.pruning.stretch import Stretch
@@ -187,8 +187,8 @@ class Planner:
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
             eager_seconds=times.dense.eager if times else None,
-            dense_loss=checked_loss(evaluate(subject.model)) if evaluate else None,
-            loss=checked_loss(evaluate(model)) if evaluate else None,
+            dense_loss=held_out_loss(evaluate, subject.model) if evaluate else None,
+            loss=held_out_loss(evaluate, model) if evaluate else None,
         )
 
     def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str) -> LayerPlan:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparsecomp.errors import InputError
@@ -191,12 +192,19 @@ def loss_of(
     if found is None:
         model = subject.pruned(dict(choices))[0] if choices else subject.model
         subject.watch.stage("evaluating")
-        found = checked_loss(evaluate(model))
+        found = held_out_loss(evaluate, model)
         subject.opinions.put(key, found)
     return float(found)
 
 
-def checked_loss(value: object) -> float:
+def held_out_loss(evaluate: Callable[[nn.Module], object], model: nn.Module) -> float:
+    """What the user's function says of a model.
+
+    Raises:
+        InputError: it is no finite number.
+    """
+    with torch.no_grad():
+        value = evaluate(model)
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):

@@ -16,6 +16,7 @@ from sparsecomp.errors import InputError
 from sparsecomp.pruning.chart import Panel, chart
 from sparsecomp.pruning.front import Options, sparsify
 from sparsecomp.pruning.plan import MIB, Plan
+from sparsecomp.pruning.search import held_out_loss
 
 WAYS: Mapping[str, Options] = {
     "mixed": {},
@@ -118,7 +119,7 @@ def sweep(
         InputError: as `sparsify`; but a plan that is out of reach is a point that says so.
     """
     batches = None if calibration is None else list(calibration)
-    dense_loss = float(evaluate(model))
+    dense_loss = held_out_loss(evaluate, model)
     points = []
     for way, own in ways.items():
         for goal in goals:

@@ -67,7 +67,7 @@ def test_digits_at_80_percent() -> None:
 
 @pytest.mark.slow
 def test_a_language_model_at_50_percent() -> None:
-    """OBS < Wanda < magnitude in bits per byte."""
+    """OBS loses least. Which of the others comes second changes with the training (docs/sparsify.md)."""
     text, model = Text.of_python(), ByteTransformer(width=64, heads=2, depth=2, length=64)
     fit_text(model, text, 200, 64, 0)
     held_out = text.held_out_windows(128, 64)
@@ -81,5 +81,5 @@ def test_a_language_model_at_50_percent() -> None:
         pruned = copy.deepcopy(model)
         prune_model(pruned, choices, calibration, method)
         losses.append(bits_per_byte(pruned, held_out))
-    assert losses[0] < losses[1] < losses[2]
+    assert losses[0] < min(losses[1:])
     assert abs(losses[0] - bits_per_byte(model, held_out)) < 0.05  # a hardly trained model may even gain
