@@ -165,7 +165,9 @@ class Subject:
                 self.model, candidates, self.sensitivity, self._statistics, self.method, (name,)
             )
             return {candidate: max(0.0, rise) for candidate, rise in rises[name].items()}
-        if not self.batches or self.method == "magnitude":
+        if (
+            name not in self._statistics
+        ):  # no data; or a layer whose weight others multiply by, as attention does
             return removed_energies(self.weights[name], candidates)
         errors = layer_errors if self.loss is None else fisher_losses
         return errors(self.model, candidates, self._statistics, self.method, (name,))[name]
@@ -176,7 +178,7 @@ class Subject:
             return {}
         names = [name for name, found in self.candidates.items() if len(found) > 1]
         keep = KEPT_GRADIENTS if self.method == "woodfisher" else 0
-        return collect(self.model, self.batches, names, loss=self.loss, keep_gradients=keep)
+        return collect(self.model, self.batches, names, loss=self.loss, keep_gradients=keep, is_strict=False)
 
     def learn_errors(self) -> None:
         """Of all candidates, so that they are there when they are asked for."""

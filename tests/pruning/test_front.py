@@ -335,5 +335,16 @@ def test_a_model_in_training_mode_is_refused(net: nn.Module) -> None:
         sparsify(net.train(), [X], sparsity=0.5)
 
 
+def test_a_layer_whose_weight_others_multiply_by_goes_by_magnitude() -> None:
+    """The output projection of PyTorch's own attention is never called as a module."""
+    model, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    plan = sparsify(
+        model, [x], sparsity=0.5, method="wanda", allocation="uniform", measure=False, target="reference"
+    )
+    (layer,) = (layer for layer in plan.layers if layer.name == "self_attn.out_proj")
+    assert layer.note == "wanda needs calibration data"
+    assert bool((plan.model.self_attn.out_proj.weight == 0).any())
+
+
 def test_it_is_a_function_of_the_package() -> None:
     assert callable(sparsecomp.sparsify)
