@@ -12,9 +12,9 @@ from benchmarks.machine import Machine
 from benchmarks.prune import PATTERNS, prune
 from benchmarks.rivals import eager
 from benchmarks.row import difference
-from benchmarks.timing import alternate
 from benchmarks.workloads import WORKLOADS
 from sparsecomp import compile_sparse
+from sparsecomp.alternate import alternate
 
 
 def main() -> None:

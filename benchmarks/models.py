@@ -18,13 +18,13 @@ from pathlib import Path
 
 from benchmarks.alexnet import ALEXNET
 from benchmarks.child import ChildError, ask
-from benchmarks.machine import usable_cores
 from benchmarks.musts import MUSTS, Must
 from benchmarks.prune import PATTERNS, only_sparsity
 from benchmarks.row import OURS, Case, Row
 from benchmarks.store import RESULTS, write, write_json
 from benchmarks.table import markdown, show, wide_console
 from benchmarks.workloads import WORKLOADS
+from sparsecomp.host import usable_cores
 
 
 @dataclass(frozen=True)

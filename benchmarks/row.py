@@ -25,8 +25,8 @@ from torch.utils import _pytree as pytree
 from benchmarks.machine import Machine
 from benchmarks.prune import prune
 from benchmarks.rivals import DENSE_RIVALS, Rival, Run, eager, sparsecomp, sparsecomp_dense
-from benchmarks.timing import Times, alternate
 from benchmarks.workloads import WORKLOADS
+from sparsecomp.alternate import Times, alternate
 
 TOLERANCE = 1e-4
 """The error above which an output is wrong, and its time means nothing."""

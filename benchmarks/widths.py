@@ -23,8 +23,8 @@ from benchmarks.machine import Machine
 from benchmarks.row import now
 from benchmarks.store import RESULTS, write, write_json
 from benchmarks.table import wide_console
-from benchmarks.timing import Times, alternate
 from sparsecomp import compile_sparse
+from sparsecomp.alternate import Times, alternate
 
 VECTOR = 16
 """Floats of AVX-512, the widest of this library's targets."""

@@ -132,12 +132,8 @@ def meter(target: Target, threads: int) -> Cost:
 
 def conditions(target: Target, threads: int) -> str:
     """All that a measured time depends on but for what is run: device, threads, versions."""
-    if target.kind == "reference":
-        return f"{describe(target)}, {threads} threads"
-    from sparsecomp.codegen.machine import machine_of
-    from sparsecomp.codegen.timings import device_of, versions
-
-    return f"{device_of(machine_of(target))}, {threads} threads, {versions()}"
+    here = identity(target)
+    return f"{here['device']}, {threads} threads, {here['versions']}"
 
 
 def autotune(

@@ -21,7 +21,6 @@ from benchmarks.machine import Machine
 from benchmarks.musts import MUSTS
 from benchmarks.prune import as_matrix, mask, only_sparsity, prunable, prune
 from benchmarks.rivals import Run, eager
-from benchmarks.timing import alternate
 from benchmarks.workloads import WORKLOADS
 from sparsecomp.capture import capture
 from sparsecomp.layer import Layer
@@ -172,19 +171,6 @@ def test_workload_depends_on_its_input_also_when_pruned(name: str) -> None:
     assert prune(model, *(("ssl", ALEXNET[name].sparsity) if name in ALEXNET else ("unstructured", 0.9)))
     assert row.difference(run(), eager(again, inputs)()) > 0.05
     assert 0.05 < row.difference(eager(model, other)(), run()) < 10
-
-
-def test_rounds_alternate() -> None:
-    calls: list[str] = []
-    contestants = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = alternate(contestants, rounds=6, warmup=1)
-    assert calls[:3] == ["a", "b", "c"]
-    rounds = [tuple(calls[start : start + 3]) for start in range(3, 21, 3)]
-    assert len(set(rounds)) > 3
-    assert all(set(called) == {"a", "b", "c"} for called in rounds)
-    assert times["a"].minimum <= times["a"].median
-    assert times["a"].rounds == 6
-    assert alternate(contestants, rounds=1, duration=0.02)["b"].rounds > 1
 
 
 LINEAR = Layer("linear", "linear", "w", (24, 100), (2, 37, 100))

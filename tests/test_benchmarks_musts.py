@@ -12,8 +12,8 @@ from benchmarks.machine import Machine
 from benchmarks.musts import MUSTS, Judged, Must, judged, must_of, verdict
 from benchmarks.rivals import eager
 from benchmarks.row import OURS, OWN_DENSE, Case, Outcome, Row
-from benchmarks.timing import Times
 from benchmarks.workloads import WORKLOADS
+from sparsecomp.alternate import Times
 
 HERE = Machine("a CPU", 2, 100.0, {"torch": "2"})
 BERT = Must("bert-base", "unstructured", 0.9, 4.0, 5.2)

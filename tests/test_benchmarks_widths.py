@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.store import RESULTS, write_json
-from benchmarks.timing import Times
 from benchmarks.widths import PAIRS, Row, load, tables
+from sparsecomp.alternate import Times
 
 
 def row(width: int, median: float, rounded: float) -> Row:

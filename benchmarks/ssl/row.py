@@ -16,8 +16,8 @@ from benchmarks.machine import Machine
 from benchmarks.row import now
 from benchmarks.ssl.left import Left
 from benchmarks.ssl.training import EXPERIMENTS, Trained, run
-from benchmarks.timing import Times, alternate
 from sparsecomp import analyze, compile_sparse
+from sparsecomp.alternate import Times, alternate
 from sparsecomp.module import SparseModule
 
 CONTESTANTS = ("eager, dense", "compiled, dense", "compiled, sparse")

@@ -20,6 +20,5 @@ def analyze(
     """Tell what structure the zeros of every layer have. Nothing is compiled or timed."""
     with at_work(quiet):
         found = load_example(model, inputs or (), seed)
-        found.tell()
         report = sparsecomp.analyze(found.model, found.args, found.kwargs, skip=skip or ())
     answer(str(report), report.as_dict(), as_json)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import sparsecomp
+from sparsecomp.alternate import Times, alternate
 from sparsecomp.cli.answer import answer, at_work, table
 from sparsecomp.cli.compile import is_artifact, loaded
 from sparsecomp.cli.devices import this_host
@@ -24,11 +22,11 @@ from sparsecomp.cli.example import Example
 from sparsecomp.cli.inputs import FORM, InputSpec, example
 from sparsecomp.cli.models import load_example
 from sparsecomp.cli.options import CodeTarget, Inputs, Json, ModelOrArtifact, Quiet, Seed, Threads
-from sparsecomp.cli.rivals import RIVALS, Run, eager, missing
 from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.errors import InputError
 from sparsecomp.module import SparseModule
 from sparsecomp.progress import Watch, watching
+from sparsecomp.rivals import RIVALS, Run, eager, missing
 from sparsecomp.target import Target
 
 OWN = "sparsecomp"
@@ -71,19 +69,7 @@ class Contestant:
     """Why it does not run."""
     error: float | None = None
     """max|y - y0| / max|y0| against eager PyTorch; None where outputs do not correspond."""
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> float:
-        """The interquartile range."""
-        if len(self.seconds) < 2:
-            return 0.0
-        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return third - first
+    times: Times | None = None
 
 
 def bench(
@@ -110,7 +96,6 @@ def bench(
         else:
             ready = None if compiled is None else loaded(str(compiled))
             found = load_example(model, inputs or (), seed)
-            found.tell()
             contestants = _contestants(found, partial(_own, ready, found, target, threads), _names(against))
         with watching(False) as watch:
             _time(contestants, rounds, watch)
@@ -199,40 +184,32 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _time(contestants: Sequence[Contestant], rounds: int, watch: Watch) -> None:
-    """Each runs once a round, so that all meet the same moods of the machine. The order turns from round to round, so
-    that nobody always follows the same neighbour; with several threads a pause lets those of the last one go to sleep.
-    """
-    able = [one for one in contestants if one.run is not None]
-    pause = 0.02 if torch.get_num_threads() > 1 else 0.0
+    """With several threads a pause lets those of the last one go to sleep."""
     watch.stage("timing", rounds)
-    for number in range(-2, rounds):  # the first two are not counted
-        start = max(number, 0) % len(able)
-        for one in itertools.chain(able[start:], able[:start]):
-            assert one.run is not None
-            time.sleep(pause)
-            begin = time.perf_counter()
-            one.run()
-            if number >= 0:
-                one.seconds.append(time.perf_counter() - begin)
-        watch.at(max(number + 1, 0), "")
+    able = {one.name: one for one in contestants if one.run is not None}
+    pause = 0.02 if torch.get_num_threads() > 1 else 0.0
+    runs = {name: one.run for name, one in able.items() if one.run is not None}
+    times = alternate(runs, rounds, pause=pause, finished=lambda count: watch.at(count, ""))
+    for name, found in times.items():
+        able[name].times = found
 
 
 def _data(model: str, contestants: Sequence[Contestant], rounds: int) -> dict[str, Any]:
-    able = {one.name: one for one in contestants if one.seconds}
-    own, base = able[OWN], able.get("eager")
+    times = {one.name: one.times for one in contestants if one.times is not None}
+    own, base = times[OWN], times.get("eager")
     rows = [
         {
             "name": one.name,
             "failed": one.failed or None,
-            "median_ms": one.median * 1e3 if one.seconds else None,
-            "iqr_ms": one.spread * 1e3 if one.seconds else None,
-            "min_ms": min(one.seconds) * 1e3 if one.seconds else None,
-            "over_eager": base.median / one.median if base and one.seconds else None,
+            "median_ms": one.times.median * 1e3 if one.times else None,
+            "iqr_ms": one.times.iqr * 1e3 if one.times else None,
+            "min_ms": one.times.minimum * 1e3 if one.times else None,
+            "over_eager": base.median / one.times.median if base and one.times else None,
             "error": one.error,
         }
         for one in contestants
     ]
-    speedups = {name: one.median / own.median for name, one in able.items() if name != OWN}
+    speedups = {name: found.median / own.median for name, found in times.items() if name != OWN}
     return {
         "model": model,
         "machine": this_host(),

@@ -123,7 +123,6 @@ def compiled_example(
 ) -> SparseModule:
     """Load and compile."""
     found = load_example(model, inputs, seed)
-    found.tell()
     return sparsecomp.compile_sparse(
         found.model,
         found.args,

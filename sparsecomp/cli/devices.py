@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ import torch
 from sparsecomp.cache import cache_folder
 from sparsecomp.cli.answer import answer, at_work, table
 from sparsecomp.cli.options import Json, Quiet, Threads
+from sparsecomp.host import usable_cores, versions_of
 
 PACKAGES = ("sparsecomp", "torch", "apache-tvm", "transformers", "onnxruntime", "openvino")
 
@@ -53,27 +51,16 @@ def this_host() -> dict[str, Any]:
     from sparsecomp.target import Target
 
     machine = machine_of(Target())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "processor": cpu_model(),
         "llvm_name": machine.cpu,
         "lanes": machine.lanes,
         "registers": machine.registers,
         "threads": torch.get_num_threads(),
-        "cores": usable,
+        "cores": usable_cores(),
         "cache": str(cache_folder()),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions_of(PACKAGES),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def measured() -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import typer
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -22,11 +21,6 @@ class Example:
     kwargs: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What was changed or assumed."""
-
-    def tell(self) -> None:
-        """The notes, on standard error."""
-        for note in self.notes:
-            typer.echo(f"note: {self.name}: {note}", err=True)
 
     @property
     def module(self) -> nn.Module:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -25,6 +26,7 @@ ARTIFACT = ".sparsecomp"
 
 def load_example(name: str, specs: Sequence[InputSpec], seed: int) -> Example:
     """The model of that name, in evaluation mode. `specs`, where there are any, replace its own inputs.
+    What was changed or assumed is told on standard error.
 
     Raises:
         InputError: there is no such model, it cannot be read, or no inputs are known; the message says what to do.
@@ -35,9 +37,11 @@ def load_example(name: str, specs: Sequence[InputSpec], seed: int) -> Example:
     if isinstance(found.model, nn.Module):
         found.model.eval()
     if call is not None:
-        return replace(found, args=call[0], kwargs=call[1])
+        found = replace(found, args=call[0], kwargs=call[1])
     if found.args is None:
         raise InputError(f"{name}: what inputs does it take? Give each one as --input {FORM}.")
+    for note in found.notes:
+        typer.echo(f"note: {name}: {note}", err=True)
     return found
 
 

@@ -113,7 +113,6 @@ def sparsify(
     check_writable(output)
     with at_work(quiet):
         found = load_example(model, inputs or (), seed)
-        found.tell()
         options: dict[str, Any] = {"structures": structures} if structures else {}
         plan = sparsecomp.sparsify(
             found.module,

@@ -67,7 +67,6 @@ def tune(
         raise typer.BadParameter("give --device or --target, not both.")
     with at_work(quiet):
         found = load_example(model, inputs or (), seed)
-        found.tell()
         report = sparsecomp.autotune(
             found.model,
             found.args,

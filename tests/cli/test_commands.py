@@ -13,8 +13,7 @@ import torch
 
 import sparsecomp
 from sparsecomp.cli import bench as benching
-from sparsecomp.cli.rivals import RIVALS
-from sparsecomp.progress import Watch
+from sparsecomp.rivals import RIVALS
 from tests.cli.nets import SMALL, as_json, refusal, run, small, usage_error
 
 QUICK = (SMALL, "--target", "reference", "--threads", "1")
@@ -183,16 +182,6 @@ def test_rivals_give_the_models_outputs(name: str) -> None:
     assert contestant.failed == ""
     assert contestant.error is not None
     assert contestant.error < 1e-4
-
-
-def test_rounds_turn_so_that_nobody_follows_the_same_neighbour() -> None:
-    order: list[str] = []
-
-    def contestant(name: str) -> benching.Contestant:
-        return benching.Contestant(name, lambda: order.append(name))
-
-    benching._time([contestant("a"), contestant("b"), contestant("c")], 3, Watch())
-    assert "".join(order[6:]) == "abcbcacab"
 
 
 def test_tune_reports_and_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from benchmarks.ssl.results import load, save
 from benchmarks.ssl.row import CONTESTANTS, Row
 from benchmarks.ssl.table import MUSTS
 from benchmarks.ssl.training import EXPERIMENTS, Phase, fit
-from benchmarks.timing import Times
 from sparsecomp import analyze, compile_sparse
+from sparsecomp.alternate import Times
 from sparsecomp.train import GroupLasso
 
 

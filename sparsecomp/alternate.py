@@ -34,13 +34,14 @@ def alternate(
     duration: float = 0.0,
     warmup: int = 3,
     pause: float = 0.0,
+    finished: Callable[[int], None] = lambda rounds: None,
 ) -> dict[str, Times]:
     """Every round calls every contestant once; there are at least `rounds`, and more until they have taken
     `duration` seconds: short calls scatter more.
 
     The order rotates from round to round and runs backwards in every second one, so that nobody always
     follows the same neighbour. `pause` seconds pass before each call: worker threads of the previous
-    contestant that still spin for work go to sleep meanwhile.
+    contestant that still spin for work go to sleep meanwhile. `finished` is told how many rounds there were.
     """
     for call in contestants.values():
         for _ in range(warmup):
@@ -58,6 +59,7 @@ def alternate(
                 start = time.perf_counter()
                 contestants[name]()
                 seconds[name].append(time.perf_counter() - start)
+            finished(index + 1)
     finally:
         gc.enable()
     return {name: Times.of(taken) for name, taken in seconds.items()}
