@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -43,11 +44,23 @@ def compile_region(region: Region, machine: Machine, kernels_only: bool = False)
 
     With `kernels_only` conversions are left out, to time the kernels alone; the outputs are then undefined.
     """
+    calls = region.rows_calls if kernels_only else region.calls
+    return assemble(
+        region,
+        calls,
+        machine,
+        lambda listed: compile_kernels(listed.kernels, listed.counts, region.tokens, machine),
+    )
+
+
+def assemble(
+    region: Region, calls: tuple[Call, ...], machine: Machine, module_of: Callable[[CallList], Any]
+) -> Code:
+    """The code of a region, given what makes or finds the kernels that its list of calls names."""
     region.check()
     table, arena = Table.of(region), plan_arena(region)
-    calls = region.rows_calls if kernels_only else region.calls
     listed = CallList.of(calls, region, table, arena, machine)
-    module = compile_kernels(listed.kernels, listed.counts, region.tokens, machine)
+    module = module_of(listed)
     run = None if machine.triple else module[MAIN]
     return Code(region, table, arena, calls, listed, run, module)
 

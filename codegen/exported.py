@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparsecomp.codegen.library import library_of
 from sparsecomp.codegen.lowered_region import LoweredRegion
+from sparsecomp.geometry import FLOAT
 from sparsecomp.region import Border
 
 MAGIC = b"sparsecomp\x00\x00\x00\x00\x00\x01"
@@ -175,7 +176,7 @@ def _source(runner: LoweredRegion, sizes: Sequence[int], sums: tuple[int, int]) 
         first=table.weights,
         blobs=len(sizes),
         calls=len(code.calls),
-        arena=4 * code.arena.size,
+        arena=FLOAT * code.arena.size,
         magic=", ".join(map(str, MAGIC)),
         sums=", ".join(f"{number}u" for number in sums),
         sizes=", ".join(map(str, sizes)),

@@ -12,11 +12,10 @@ import tvm
 
 from sparsecomp.codegen.arena import plan_arena
 from sparsecomp.codegen.call_list import CallList
-from sparsecomp.codegen.compiled_region import Code, compile_region
+from sparsecomp.codegen.compiled_region import Code, assemble, compile_region
 from sparsecomp.codegen.machine import Machine
 from sparsecomp.codegen.table import Table
 from sparsecomp.codegen.threads import share_pytorch_threads
-from sparsecomp.codegen.walk_calls import MAIN
 from sparsecomp.errors import ArtifactError
 from sparsecomp.region import Region
 
@@ -73,13 +72,9 @@ def adopt(region: Region, machine: Machine, library: bytes) -> Code:
             path = Path(folder) / f"{hashlib.sha256(library).hexdigest()}.so"
             path.write_bytes(library)
             try:
-                module = tvm.runtime.load_module(str(path))
-                run = module[MAIN]
+                code = assemble(region, region.calls, machine, lambda _: tvm.runtime.load_module(str(path)))
             except Exception as error:
                 raise ArtifactError(f"its native code cannot be loaded: {error}") from error
-        table, arena = Table.of(region), plan_arena(region)
-        listed = CallList.of(region.calls, region, table, arena, machine)
-        code = Code(region, table, arena, region.calls, listed, run, module)
         _remember(code, library)
         _KNOWN[region, machine] = code
         return code
