@@ -101,8 +101,9 @@ def test_onnx_without_its_converter_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m.onnx").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "onnx2torch", None)
-    with pytest.raises(InputError, match=r"needs onnx2torch: pip install 'sparsecomp\[onnx\]'"):
+    for package in ("onnx", "onnx2torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=r"needs onnx: pip install 'sparsecomp\[onnx\]'"):
         load_example(str(tmp_path / "m.onnx"), (), 0)
 
 
