@@ -54,20 +54,23 @@ def work_of(
     entries = float(lengths.sum())
     match how.schedule:
         case FewTokens():
-            return _few_tokens(layer, entries, how, how.schedule)
+            return _few_tokens(layer, entries, how, how.schedule, machine)
         case Depthwise():
             return _depthwise(layer, geometry, machine)
         case _:
             return _gathered(layer, geometry, lengths, how.pattern, how.schedule, machine)
 
 
-def _few_tokens(layer: Layer, entries: float, how: RowsKernelChoice, schedule: FewTokens) -> dict[str, float]:
+def _few_tokens(
+    layer: Layer, entries: float, how: RowsKernelChoice, schedule: FewTokens, machine: Machine
+) -> dict[str, float]:
     blocks, dense = layer.rows * math.ceil(layer.columns / BLOCK), how.pattern.shared
+    vectors = blocks * BLOCK / machine.lanes
     streamed = blocks * BLOCK * FLOAT if dense else entries * FLOAT + blocks * BLOCK / 8
     return dict.fromkeys(STARTING_COSTS, 0.0) | {
         "calls": 1.0,
-        "multiply-adds": float(blocks * layer.output_size[1]),
-        "entries": 0.0 if dense else float(blocks),  # each is expanded
+        "multiply-adds": vectors * layer.output_size[1],
+        "entries": 0.0 if dense else vectors,  # each is expanded
         "stream bytes": streamed,
         "unfetched bytes": 0.0 if schedule.ahead else streamed,
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -26,16 +26,37 @@ from tvm.target import codegen
 
 # Tasks are taken one by one: each thread asks for the next until none is left. TVM's lambda splits its loop
 # by (task, number of tasks), whatever their number.
+#
+# After a rest Linux may wake a worker on its caller's processor although another is idle. It would get no
+# turn until the caller, out of tasks, had spun for milliseconds in OpenMP's barrier. So the caller gives way
+# until everyone has come, and a worker that finds itself there moves over to another processor it may use.
 LAUNCHER = """
 {layout}
+%job = type {{ ptr, ptr, i32, i32, i32, i32 }} ; loop, its data, tasks, next task, threads here, caller's processor
 define void @sparsecomp_worker(ptr %job) #0 {{
-  %env = alloca {{ ptr, i32 }}
+  %thread = call i32 inttoptr (i64 {omp_get_thread_num} to ptr)()
+  %calls = icmp eq i32 %thread, 0
+  br i1 %calls, label %start, label %look
+look:
+  %here = call i32 inttoptr (i64 {sched_getcpu} to ptr)()
+  %caller.at = getelementptr %job, ptr %job, i32 0, i32 5
+  %caller = load i32, ptr %caller.at
+  %together = icmp eq i32 %here, %caller
+  br i1 %together, label %move, label %start
+move:
+  call void @sparsecomp_move_over(i32 %here)
+  br label %start
+start:
+  %present.at = getelementptr %job, ptr %job, i32 0, i32 4
+  %before = atomicrmw add ptr %present.at, i32 1 seq_cst
+  %team = call i32 inttoptr (i64 {omp_get_num_threads} to ptr)()
   %f = load ptr, ptr %job
-  %data.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 1
+  %data.at = getelementptr %job, ptr %job, i32 0, i32 1
   %data = load ptr, ptr %data.at
-  %count.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 2
+  %count.at = getelementptr %job, ptr %job, i32 0, i32 2
   %count = load i32, ptr %count.at
-  %next.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 3
+  %next.at = getelementptr %job, ptr %job, i32 0, i32 3
+  %env = alloca {{ ptr, i32 }}
   store ptr null, ptr %env
   %env.count = getelementptr {{ ptr, i32 }}, ptr %env, i32 0, i32 1
   store i32 %count, ptr %env.count
@@ -43,26 +64,61 @@ define void @sparsecomp_worker(ptr %job) #0 {{
 loop:
   %task = atomicrmw add ptr %next.at, i32 1 monotonic
   %more = icmp slt i32 %task, %count
-  br i1 %more, label %run, label %done
+  br i1 %more, label %run, label %wait
 run:
   %status = call i32 %f(i32 %task, ptr %env, ptr %data)
   br label %loop
+wait:
+  %present = load atomic i32, ptr %present.at seq_cst, align 4
+  %missing = icmp slt i32 %present, %team
+  br i1 %missing, label %yield, label %done
+yield:
+  %yielded = call i32 inttoptr (i64 {sched_yield} to ptr)()
+  br label %wait
+done:
+  ret void
+}}
+define void @sparsecomp_move_over(i32 %here) #0 {{
+  %own = alloca [16 x i64]
+  %other = alloca [16 x i64]
+  %known = call i32 inttoptr (i64 {sched_getaffinity} to ptr)(i32 0, i64 128, ptr %own)
+  %failed = icmp ne i32 %known, 0
+  br i1 %failed, label %done, label %move
+move:
+  %all = load [16 x i64], ptr %own
+  store [16 x i64] %all, ptr %other
+  %word = lshr i32 %here, 6
+  %word.at = getelementptr i64, ptr %other, i32 %word
+  %place = and i32 %here, 63
+  %place.wide = zext i32 %place to i64
+  %bit = shl i64 1, %place.wide
+  %bits = load i64, ptr %word.at
+  %rest = xor i64 %bits, %bit
+  store i64 %rest, ptr %word.at
+  %moved = call i32 inttoptr (i64 {sched_setaffinity} to ptr)(i32 0, i64 128, ptr %other)
+  %back = call i32 inttoptr (i64 {sched_setaffinity} to ptr)(i32 0, i64 128, ptr %own)
+  br label %done
 done:
   ret void
 }}
 define i32 @sparsecomp_launch(ptr %f, ptr %data, i32 %wanted) #0 {{
-  %job = alloca {{ ptr, ptr, i32, i32 }}
-  %threads = call i32 inttoptr (i64 {max_threads} to ptr)()
+  %job = alloca %job
+  %threads = call i32 inttoptr (i64 {omp_get_max_threads} to ptr)()
   %default = icmp eq i32 %wanted, 0
   %count = select i1 %default, i32 %threads, i32 %wanted
   store ptr %f, ptr %job
-  %data.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 1
+  %data.at = getelementptr %job, ptr %job, i32 0, i32 1
   store ptr %data, ptr %data.at
-  %count.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 2
+  %count.at = getelementptr %job, ptr %job, i32 0, i32 2
   store i32 %count, ptr %count.at
-  %next.at = getelementptr {{ ptr, ptr, i32, i32 }}, ptr %job, i32 0, i32 3
+  %next.at = getelementptr %job, ptr %job, i32 0, i32 3
   store i32 0, ptr %next.at
-  call void inttoptr (i64 {parallel} to ptr)(ptr @sparsecomp_worker, ptr %job, i32 %count, i32 0)
+  %present.at = getelementptr %job, ptr %job, i32 0, i32 4
+  store i32 0, ptr %present.at
+  %caller = call i32 inttoptr (i64 {sched_getcpu} to ptr)()
+  %caller.at = getelementptr %job, ptr %job, i32 0, i32 5
+  store i32 %caller, ptr %caller.at
+  call void inttoptr (i64 {GOMP_parallel} to ptr)(ptr @sparsecomp_worker, ptr %job, i32 %count, i32 0)
   ret i32 0
 }}
 define i32 @__tvm_ffi_launch_address(ptr %self, ptr %arguments, i32 %count, ptr %result) #0 {{
@@ -120,26 +176,26 @@ def _openmp() -> ctypes.CDLL | None:
     return None
 
 
-def _compile_launcher(runtime: ctypes.CDLL) -> int:
-    def address_of(name: str) -> int:
-        address = ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value
-        assert address is not None
-        return address
+FROM_OPENMP = ("GOMP_parallel", "omp_get_max_threads", "omp_get_num_threads", "omp_get_thread_num")
+FROM_SYSTEM = ("sched_getaffinity", "sched_getcpu", "sched_setaffinity", "sched_yield")
 
+
+def _compile_launcher(runtime: ctypes.CDLL) -> int:
+    addresses = _addresses(runtime, FROM_OPENMP) | _addresses(ctypes.CDLL(None), FROM_SYSTEM)
     cpu = codegen.llvm_get_system_cpu()
     flag = json.dumps({"kind": "llvm", "mcpu": cpu}).replace('"', r"\22")
-    text = LAUNCHER.format(
-        layout=_host_layout(cpu),
-        parallel=address_of("GOMP_parallel"),
-        max_threads=address_of("omp_get_max_threads"),
-        target=flag,
-    )
+    text = LAUNCHER.format(layout=_host_layout(cpu), target=flag, **addresses)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "launcher.ll"
         path.write_text(text)
         module = tvm.runtime.load_module(str(path))
     _KEPT.append(module)
     return int(module["launch_address"]())
+
+
+def _addresses(library: ctypes.CDLL, names: Iterable[str]) -> dict[str, int]:
+    found = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names}
+    return {name: address for name, address in found.items() if address is not None}
 
 
 def _host_layout(cpu: str) -> str:

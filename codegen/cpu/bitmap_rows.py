@@ -31,10 +31,10 @@ STREAMS = 2
 """Units walked at once, in different parts of the values."""
 AT_ONCE = 2
 """Sums of a row under way at once, where weights are read as they lie."""
-CHUNK = 4
-"""Most tokens that share an expanded vector: with 4 rows their sums leave half of the registers."""
+CHUNK = {16: 4, 8: 2}
+"""Lanes -> most tokens that share an expanded vector: with 4 rows their sums leave half of the registers."""
 
-# An expansion waits for what was in the register it writes, though it overwrites all of it: five cycles each, one
+# AVX-512 has a move that expands. An expansion waits for what was in the register it writes, though it overwrites all of it: five cycles each, one
 # after the other, where they share a register (Zen 4). Expanding a loaded vector in place waits for nothing else,
 # and only inline assembly can ask for that: LLVM would fold the load and pick any register.
 EXPAND = """
@@ -45,10 +45,30 @@ define linkonce_odr <16 x float> @sparsecomp_expand{row}(<16 x float> %values, i
   ret <16 x float> %result
 }}
 """
+# AVX2 has a move by places, which come from a table: 8 bytes for every mask of 8 lanes. A lane that is absent has
+# a place with the sign set.
+SPREAD = """
+@sparsecomp_places = linkonce_odr constant [256 x i64] [{places}]
+declare <8 x float> @llvm.x86.avx2.permps(<8 x float>, <8 x i32>)
+declare <8 x float> @llvm.x86.avx.blendv.ps.256(<8 x float>, <8 x float>, <8 x float>)
+"""
+SPREAD_PART = """
+define linkonce_odr <8 x float> @sparsecomp_expand{part}(<8 x float> %values, i64 %bits) #0 {{
+  %shifted = lshr i64 %bits, {first}
+  %mask = and i64 %shifted, 255
+  %entry = getelementptr [256 x i64], ptr @sparsecomp_places, i64 0, i64 %mask
+  %bytes = load <8 x i8>, ptr %entry
+  %places = sext <8 x i8> %bytes to <8 x i32>
+  %spread = call <8 x float> @llvm.x86.avx2.permps(<8 x float> %values, <8 x i32> %places)
+  %signs = bitcast <8 x i32> %places to <8 x float>
+  %result = call <8 x float> @llvm.x86.avx.blendv.ps.256(<8 x float> %spread, <8 x float> zeroinitializer, <8 x float> %signs)
+  ret <8 x float> %result
+}}
+"""
 SUM = """
-declare float @llvm.vector.reduce.fadd.v16f32(float, <16 x float>)
-define linkonce_odr float @sparsecomp_sum(<16 x float> %v) #0 {{
-  %result = call reassoc float @llvm.vector.reduce.fadd.v16f32(float -0.0, <16 x float> %v)
+declare float @llvm.vector.reduce.fadd.v{lanes}f32(float, <{lanes} x float>)
+define linkonce_odr float @sparsecomp_sum(<{lanes} x float> %v) #0 {{
+  %result = call reassoc float @llvm.vector.reduce.fadd.v{lanes}f32(float -0.0, <{lanes} x float> %v)
   ret float %result
 }}
 attributes #0 = {{ alwaysinline nounwind "target-cpu"="{cpu}" }}
@@ -57,7 +77,7 @@ attributes #0 = {{ alwaysinline nounwind "target-cpu"="{cpu}" }}
 
 def refusal(machine: Machine) -> str:
     """Why the kernel does not run there, or nothing."""
-    return "" if machine.lanes == BLOCK else "needs the expanding moves of AVX-512"
+    return "" if machine.lanes in CHUNK else "needs the moves of AVX2 or AVX-512"
 
 
 @dataclass(frozen=True)
@@ -93,23 +113,31 @@ def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimF
     def body(*arguments: Expr) -> None:
         *buffers, part, parts, tokens = arguments
         with T.attr(T.int32(0), "pragma_import_llvm", _intrinsics(machine)):
-            _Emitter(spec, buffers, tokens).part(part, parts)
+            _Emitter(spec, buffers, tokens, machine.lanes).part(part, parts)
 
     return kernel(name, pointers, ["part", "parts", "tokens"], body)
 
 
 def _intrinsics(machine: Machine) -> str:
-    lanes = [range(row * BLOCK, (row + 1) * BLOCK) for row in range(GROUP)]
-    texts = [
-        EXPAND.format(row=row, lanes=", ".join(f"i32 {bit}" for bit in bits))
-        for row, bits in enumerate(lanes)
-    ]
-    return "".join(texts) + SUM.format(cpu=machine.cpu)
+    parts = range(GROUP * BLOCK // machine.lanes)
+    if machine.lanes == BLOCK:
+        lanes = [range(row * BLOCK, (row + 1) * BLOCK) for row in parts]
+        texts = [EXPAND.format(row=row, lanes=", ".join(f"i32 {n}" for n in lanes[row])) for row in parts]
+    else:
+        texts = [SPREAD.format(places=", ".join(f"i64 {_places(mask)}" for mask in range(256)))]
+        texts += [SPREAD_PART.format(part=part, first=part * machine.lanes) for part in parts]
+    return "".join(texts) + SUM.format(cpu=machine.cpu, lanes=machine.lanes)
+
+
+def _places(mask: int) -> int:
+    """Where each of 8 lanes finds its value among those that the mask keeps, a byte each; -1 where it has none."""
+    places = [(mask & ((1 << lane) - 1)).bit_count() if mask >> lane & 1 else 255 for lane in range(8)]
+    return int.from_bytes(bytes(places), "little", signed=True)
 
 
 class _Emitter:
-    def __init__(self, spec: BitmapRows, buffers: Sequence[Expr], tokens: Expr) -> None:
-        self.spec, self.tokens = spec, tokens
+    def __init__(self, spec: BitmapRows, buffers: Sequence[Expr], tokens: Expr, lanes: int) -> None:
+        self.spec, self.tokens, self.lanes = spec, tokens, lanes
         self.index, self.masks, self.values, self.balance, self.x, self.y, *self.operands = buffers
 
     def part(self, part: Expr, parts: Expr) -> None:
@@ -118,18 +146,19 @@ class _Emitter:
         low = T.bind(self.balance[T.truncdiv(part * SHARES, parts)])
         high = T.bind(self.balance[T.truncdiv((part + 1) * SHARES, parts)])
         steps = T.bind(T.truncdiv(high - low + (STREAMS - 1), T.int32(STREAMS)))
-        fours = T.bind(
-            T.truncdiv(self.tokens + 1, T.int32(CHUNK))
+        most = CHUNK[self.lanes]
+        chunks = T.bind(
+            T.truncdiv(self.tokens + most // 4, T.int32(most))
         )  # three tokens are four, the last one twice
-        left = T.bind(T.max(self.tokens - fours * CHUNK, 0))
+        left = T.bind(T.max(self.tokens - chunks * most, 0))
         with T.serial(steps) as step:
             units = [T.bind(T.min(low + step + steps * s, high - 1)) for s in range(STREAMS)]
-            with T.serial(fours) as four:
+            with T.serial(chunks) as chunk:
                 for unit in units:
-                    _Chunk(self, [unit], T.bind(four * CHUNK), CHUNK).emit()
-            for size in (2, 1):
+                    _Chunk(self, [unit], T.bind(chunk * most), most).emit()
+            for size in range(most // 2, 0, -1):
                 with T.If(left == size), T.Then():
-                    _Chunk(self, units, T.bind(fours * CHUNK), size).emit()
+                    _Chunk(self, units, T.bind(chunks * most), size).emit()
 
 
 class _Chunk:
@@ -137,6 +166,9 @@ class _Chunk:
 
     def __init__(self, emitter: _Emitter, units: Sequence[Expr], first: Expr, size: int) -> None:
         self.emitter, self.spec, self.units, self.first, self.size = emitter, emitter.spec, units, first, size
+        self.lanes = emitter.lanes
+        self.parts = range(0, BLOCK, self.lanes)
+        """Columns of a block at which its vectors begin."""
         self.whole, self.rest = divmod(self.spec.columns, BLOCK)
         self.blocks = self.whole + bool(self.rest)
 
@@ -166,9 +198,9 @@ class _Chunk:
 
     def group(self, group: Expr) -> None:
         """Sums of 4 rows of each unit."""
-        sums = Accumulators(len(self.units) * GROUP * self.size, BLOCK)
+        sums = Accumulators(len(self.units) * GROUP * self.size, self.lanes)
         for i in range(len(self.units) * GROUP * self.size):
-            sums[i] = splat(0.0, BLOCK)
+            sums[i] = splat(0.0, self.lanes)
         masks = [T.bind((i64(unit) * (UNIT // GROUP) + i64(group)) * self.blocks) for unit in self.units]
         with T.serial(T.int32(self.whole)) as block:
             self.block(i64(block), masks, sums, BLOCK)
@@ -180,20 +212,21 @@ class _Chunk:
                 T.buffer_store(self.sums, total, [i * UNIT + group * GROUP + r])
 
     def block(self, block: Expr, masks: Sequence[Expr], sums: Accumulators, columns: int) -> None:
-        x = [T.bind(self.load_x(start + block * BLOCK, columns)) for start in self.starts]
+        x = [self.load_block(self.emitter.x, start + block * BLOCK, columns) for start in self.starts]
         for s, mask in enumerate(masks):
-            for r, weights in enumerate(self.weights(s, mask + block)):
+            for r, row in enumerate(self.weights(s, mask + block)):
                 for t in range(self.size):
                     i = (s * self.size + t) * GROUP + r
-                    sums[i] = sums[i] + weights * x[t]
+                    for part, weights in enumerate(row):
+                        sums[i] = sums[i] + weights * x[t][part]
 
     def line(self, row: Expr) -> None:
         """Sums of one row of each unit of a matrix that is read where it lies: memory is walked in one direction,
         and several sums are under way at once. Past the last row it is repeated."""
         count, columns = len(self.units) * self.size, self.spec.columns
-        sums = Accumulators(count * AT_ONCE, BLOCK)
+        sums = Accumulators(count * AT_ONCE, self.lanes)
         for i in range(count * AT_ONCE):
-            sums[i] = splat(0.0, BLOCK)
+            sums[i] = splat(0.0, self.lanes)
         last = T.int64(self.spec.rows - 1)
         lines = [T.bind(T.min(i64(unit) * UNIT + i64(row), last) * columns) for unit in self.units]
         turns, single = divmod(self.whole, AT_ONCE)
@@ -215,45 +248,54 @@ class _Chunk:
     ) -> None:
         """One block of each line with every token's x."""
         values, column = self.emitter.values, T.bind(block * BLOCK)
-        x = [T.bind(self.load_x(start + column, columns)) for start in self.starts]
+        x = [self.load_block(self.emitter.x, start + column, columns) for start in self.starts]
         for s, line in enumerate(lines):
             at = T.bind(line + column)
             if self.spec.ahead:
                 prefetch(values, at + self.spec.ahead)
-            weights = T.bind(self.load_partly(values, at, columns))
+            row = self.load_block(values, at, columns)
             for t in range(self.size):
                 i = (s * self.size + t) * AT_ONCE + which
-                sums[i] = sums[i] + weights * x[t]
+                for part, weights in enumerate(row):
+                    sums[i] = sums[i] + weights * x[t][part]
 
-    def weights(self, s: int, mask: Expr) -> list[Expr]:
-        """A block of 4 rows, and the position moved behind it."""
+    def weights(self, s: int, mask: Expr) -> list[list[Expr]]:
+        """The vectors of a block, of 4 rows, and the position moved behind it."""
         values, at = self.emitter.values, T.bind(self.positions[s][0])
         if self.spec.ahead:
             prefetch(values, at + self.spec.ahead)
         if self.spec.dense:
             T.buffer_store(self.positions[s], at + GROUP * BLOCK, [0])
-            return [T.bind(load(values, at + r * BLOCK, BLOCK)) for r in range(GROUP)]
+            return [self.load_block(values, at + r * BLOCK, BLOCK) for r in range(GROUP)]
         bits = T.bind(self.emitter.masks[mask])
-        found = []
-        for r in range(GROUP):
-            # Bits of the rows before, moved to the top so that those of the others fall out.
-            before = i64(T.popcount(bits << T.uint64((GROUP - r) * BLOCK))) if r else T.int64(0)
-            vector = load(values, at + before, BLOCK)
-            found.append(T.bind(T.call_extern("float32x16", f"sparsecomp_expand{r}", vector, bits)))
+        found = [[self.expanded(at, bits, r * BLOCK + part) for part in self.parts] for r in range(GROUP)]
         T.buffer_store(self.positions[s], at + i64(T.popcount(bits)), [0])
         return found
 
-    def load_x(self, start: Expr, columns: int) -> Expr:
-        return self.load_partly(self.emitter.x, start, columns)
+    def expanded(self, at: Expr, bits: Expr, bit: int) -> Expr:
+        """The vector of the lanes whose first has this bit."""
+        # Bits of the lanes before, moved to the top so that those of the others fall out.
+        before = i64(T.popcount(bits << T.uint64(GROUP * BLOCK - bit))) if bit else T.int64(0)
+        vector, function = (
+            load(self.emitter.values, at + before, self.lanes),
+            f"sparsecomp_expand{bit // self.lanes}",
+        )
+        return T.bind(T.call_extern(f"float32x{self.lanes}", function, vector, bits))
+
+    def load_block(self, buffer: Expr, start: Expr, columns: int) -> list[Expr]:
+        """The vectors of a block of which there are so many columns."""
+        return [T.bind(self.load_partly(buffer, start + part, columns - part)) for part in self.parts]
 
     def load_partly(self, buffer: Expr, start: Expr, columns: int) -> Expr:
-        """The first columns of a block, and zeros: the other lanes of a masked load are undefined."""
-        if columns == BLOCK:
-            return load(buffer, start, BLOCK)
-        lanes = T.Ramp(T.int32(0), T.int32(1), BLOCK)
-        inside = lanes < T.Broadcast(T.int32(columns), BLOCK)
-        loaded = T.masked_load("float32x16", buffer, T.Ramp(start, T.int64(1), BLOCK), inside)
-        return T.Select(inside, loaded, splat(0.0, BLOCK))
+        """The first columns of a vector, and zeros: the other lanes of a masked load are undefined."""
+        if columns >= self.lanes:
+            return load(buffer, start, self.lanes)
+        if columns <= 0:
+            return splat(0.0, self.lanes)
+        lanes = T.Ramp(T.int32(0), T.int32(1), self.lanes)
+        inside = lanes < T.Broadcast(T.int32(columns), self.lanes)
+        loaded = T.masked_load(f"float32x{self.lanes}", buffer, T.Ramp(start, T.int64(1), self.lanes), inside)
+        return T.Select(inside, loaded, splat(0.0, self.lanes))
 
     # Epilogue ------------------------------------------------------------------------------------------
 
