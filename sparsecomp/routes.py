@@ -15,7 +15,8 @@ MANY = 256
 
 
 class Routes(Generic[V]):
-    """Call -> (graph, its input tensors in order), for calls whose arguments are plain tensors and constants.
+    """Call -> (graph, its input tensors in order), for calls whose arguments are constants and plain tensors that
+    want no gradient.
 
     Checking a call against a graph's contract costs tens of microseconds. A call that looks the same, in
     structure, shapes, dtypes and constants, as one that was checked needs no second check.
@@ -49,7 +50,7 @@ class Routes(Generic[V]):
 def _look(count: int, kwargs: Mapping[str, Any], values: Sequence[Any]) -> Hashable | None:
     parts: list[Hashable] = [count, *kwargs]
     for value in values:
-        if type(value) is Tensor and value.layout is torch.strided:
+        if type(value) is Tensor and value.layout is torch.strided and not value.requires_grad:
             parts.append((value.shape, value.dtype, value.device))
         elif isinstance(value, PLAIN):
             parts.append((type(value), value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -27,4 +28,10 @@ class Variant:
 
     def run(self, inputs: Sequence[Tensor]) -> Any:
         """Of the graph's input tensors, in order."""
-        return self.capture.unflatten(self.executable.call(*inputs))
+        results = self.executable.call(*inputs)
+        return results[0] if self._single else self.capture.unflatten(results)
+
+    @cached_property
+    def _single(self) -> bool:
+        """Whether the model returns a tensor, and no structure of them."""
+        return self.capture.out_spec.is_leaf() and not self.capture.out_constants
