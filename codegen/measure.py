@@ -18,7 +18,12 @@ from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
-from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn, seconds_of
+from sparsecomp.codegen.stopwatch import (
+    Contestant,
+    rest_of_the_model,
+    seconds_in_turn,
+    seconds_of,
+)
 from sparsecomp.codegen.stream import Stream, fits, make_stream
 from sparsecomp.codegen.timings import Timings, layer_key, region_key
 from sparsecomp.cost import RegionTimes, Rivals
@@ -106,7 +111,9 @@ class Meter:
             for pattern, before in known.items()
             for schedule, contestant in self._contestants(call.layer, call.matrix, pattern, before)
         ]
-        seconds = seconds_in_turn([contestant for *_, contestant in entries])
+        seconds = seconds_in_turn(
+            [contestant for *_, contestant in entries], between_runs([call.layer], self.machine)
+        )
         self.timings.add(
             [
                 call.trial(
@@ -159,7 +166,8 @@ class Meter:
         rival = replace(key, kernel=DENSE)
         known, known_rival = self.timings.get(key), self.timings.get(rival)
         if known is None or known_rival is None:
-            seconds = alternating_seconds(*prepare())
+            between = between_runs([op.layer for op in body.section.layers], self.machine)
+            seconds = alternating_seconds(*prepare(), between=between or (lambda: None))
             known, known_rival = ((time, "") for time in seconds)
             self.timings.put(key, *known)
             self.timings.put(rival, *known_rival)
@@ -185,6 +193,12 @@ class Meter:
             found = (max(both, 0.0) / math.prod(probe.input_shape), "")
             self.timings.put(key, *found)
         return found[0]
+
+
+def between_runs(layers: Sequence[Layer], machine: Machine) -> Callable[[], object] | None:
+    """What empties the caches between runs of these layers; None where that is of no account."""
+    few = [only_few_tokens(layer, machine) for layer in layers]
+    return rest_of_the_model() if few and all(few) else None
 
 
 def refusals(call: Call, machine: Machine) -> dict[RowBlocks, str]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from sparsecomp.codegen.call import Call, grid_for
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.measure import Meter
+from sparsecomp.codegen.measure import Meter, between_runs
 from sparsecomp.codegen.stopwatch import Contestant, seconds_in_turn
 from sparsecomp.codegen.stream import make_stream
 from sparsecomp.errors import SparsecompError
@@ -60,7 +60,8 @@ class LocalBench:
             self._packed.clear()
             self._made.clear()
         contestants = [self._contestant(call, kernel) for kernel in kernels]
-        seconds = iter(seconds_in_turn([one for one in contestants if one is not None]))
+        between = between_runs([call.layer], self.machine)
+        seconds = iter(seconds_in_turn([one for one in contestants if one is not None], between))
         return [math.inf if one is None else next(seconds) for one in contestants]
 
     def _contestant(self, call: Call, how: RowsKernelChoice | None) -> Contestant | None:

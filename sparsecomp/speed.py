@@ -7,14 +7,19 @@ from collections.abc import Callable
 
 
 def alternating_seconds(
-    first: Callable[[], object], second: Callable[[], object], rounds: int = 7, budget: float = 0.5
+    first: Callable[[], object],
+    second: Callable[[], object],
+    rounds: int = 7,
+    budget: float = 0.5,
+    between: Callable[[], object] = lambda: None,
 ) -> tuple[float, float]:
     """The fastest of several runs of each. Runs alternate, so that both meet the same moods of the machine. The
-    first, which fill caches, need no turn of their own: only the fastest counts."""
+    first, which fill caches, need no turn of their own: only the fastest counts. `between` happens before each."""
     times: tuple[list[float], list[float]] = ([], [])
     stop = time.perf_counter() + budget
     while len(times[0]) < rounds and (len(times[0]) < 3 or time.perf_counter() < stop):
         for run, own in zip((first, second), times, strict=True):
+            between()
             start = time.perf_counter()
             run()
             own.append(time.perf_counter() - start)

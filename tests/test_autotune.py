@@ -150,7 +150,7 @@ def test_without_a_graph_layers_are_tuned() -> None:
 def test_interrupted_it_returns_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     races = []
 
-    def stopped(contestants: Any) -> list[float]:
+    def stopped(contestants: Any, between: Any) -> list[float]:
         races.append(1)
         raise KeyboardInterrupt
 

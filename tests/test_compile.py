@@ -271,7 +271,9 @@ def test_regions_that_lost_are_not_lowered_again(tmp_path: Any, monkeypatch: pyt
     """Their times are on disk as those of kernels are."""
     monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path / "new"))
     monkeypatch.setattr(stopwatch, "seconds_of", lambda run, **options: 1.0)  # of layers
-    monkeypatch.setattr(measure, "alternating_seconds", lambda region, pytorch: (region() and 2.0, 1.0))
+    monkeypatch.setattr(
+        measure, "alternating_seconds", lambda region, pytorch, between: (region() and 2.0, 1.0)
+    )
     lowered: list[str] = []
     lower = codegen.lower
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,21 @@ def test_a_run_is_repeated_within_its_budget(budget: float, runs: int) -> None:
     calls: list[None] = []
     assert seconds_of(lambda: calls.append(None), budget=budget) > 0
     assert len(calls) == runs
+
+
+def test_caches_fill_with_something_else_before_each_timed_run() -> None:
+    happened: list[str] = []
+    seconds_of(lambda: happened.append("run"), 2, 2, 0.0, between=lambda: happened.append("other"))
+    assert happened == ["run", "other", "run", "other", "run"]
+
+
+def test_the_rest_of_a_model_is_more_than_the_caches_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text, nbytes in [("4096K\n", 8 << 20), ("2M", 4 << 20), ("1024M", 128 << 20), ("odd", 64 << 20)]:
+        (tmp_path / "size").write_text(text)
+        monkeypatch.setattr(stopwatch, "LAST_LEVEL", tmp_path / "size")
+        stopwatch._last_level.cache_clear()
+        read = stopwatch.rest_of_the_model()
+        assert read() == nbytes // 4  # ones, each in memory of its own
+    stopwatch._last_level.cache_clear()
