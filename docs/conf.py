@@ -1,17 +1,16 @@
 """How Sphinx builds these pages: `make docs`."""
 
 import re
-from importlib.metadata import version
+from importlib import metadata
 
 project = "sparsecomp"
 author = "The sparsecomp authors"
-release = version("sparsecomp")
+version = release = metadata.version("sparsecomp")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["attrs_inline"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # a glob of the table of contents may match no page
 
 html_theme = "furo"  # its fonts are the reader's, its scripts its own: a built page asks no other server
 html_title = f"sparsecomp {release}"

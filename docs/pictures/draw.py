@@ -140,6 +140,11 @@ def draw_packings(folder: Path) -> None:
     picture.write("packings.svg", folder)
 
 
+def width_of(packed: PackedRows) -> int:
+    """Of one entry of a list: the column, its values, and a gap."""
+    return 22 + 38 * packed.pattern.rows + 4
+
+
 def draw_list(picture: Picture, top: float, packed: PackedRows, group: int) -> None:
     """The list of one block of rows: a column and its values, again and again."""
     start, end = packed.pointers[group : group + 2].tolist()
@@ -164,7 +169,8 @@ def draw_stream(folder: Path) -> None:
     weights = {RowBlocks(1): unstructured(weight()), RowBlocks(4): blocks(weight())}
     streams = {pattern: pack(matrix, pattern) for pattern, matrix in weights.items()}
     lists = sum(packed.groups for packed in streams.values())
-    picture = Picture(800, TITLE + 26 * lists + TITLE + 20, "The packed stream")
+    longest = max(int(packed.pointers.diff().max()) * width_of(packed) for packed in streams.values())
+    picture = Picture(GAP + 76 + longest + GAP, TITLE + 26 * lists + TITLE + 20, "The packed stream")
     top: float = TITLE
     for pattern, packed in streams.items():
         picture.word(GAP, top - 12, f"{pattern}: {packed.stored} values, {len(packed.columns)} columns")
@@ -190,36 +196,37 @@ class Small(nn.Module):
         return self.last(x.cumsum(dim=1))  # a running sum over tokens ends the region
 
 
-def draw_regions(folder: Path) -> None:
-    """The rewritten graph of a small model: what runs as one call, and what PyTorch runs between."""
+def small_model() -> nn.Module:
+    """`Small`, with nine of ten weights zero."""
     torch.manual_seed(0)
     model = Small().eval()
     for layer in (model.first, model.second, model.last):
         layer.weight.data *= torch.rand_like(layer.weight) < 0.1
-    compiled = compile_sparse(model, (torch.zeros(2, 5, dtype=torch.long),), target="reference")
-    report = compiled.report
-    inside = {region.name: region.layers for region in report.regions}
+    return model
+
+
+def draw_regions(folder: Path) -> None:
+    """The rewritten graph of a small model: what runs as one call, and what PyTorch runs between."""
+    compiled = compile_sparse(small_model(), (torch.zeros(2, 5, dtype=torch.long),), target="reference")
     assert compiled.graph is not None
-    steps = [node for node in compiled.graph.graph.nodes if node.op == "call_function"]
-    regions = iter(inside.items())
-    picture = Picture(860, 150, "Regions of a graph")
+    regions = iter(compiled.report.regions)
+    targets = [str(node.target) for node in compiled.graph.graph.nodes if node.op == "call_function"]
+    picture = Picture(510, 140, "Regions of a graph")
+    picture.word(GAP, 26, "from left to right: blue runs as one call, the rest is PyTorch's")
     x: float = GAP
-    for node in steps:
-        target = str(node.target)
-        if "getitem" in target:
-            continue
+    for target in (target for target in targets if "getitem" not in target):
+        if x > GAP:
+            picture.word(x - GAP + 8, 72, "→", LIGHT)
         if "region" in target:
-            name, layers = next(regions)
-            words, colour, ink = [name, *layers], KEPT, "#ffffff"
+            region = next(regions)
+            words, colour, ink = [region.name, *region.layers], KEPT, "#ffffff"
         else:
             words, colour, ink = [target.removeprefix("aten.").partition(".")[0], "PyTorch"], EMPTY, INK
         width = 24 + 7.5 * max(map(len, words))
         picture.box(x, 40, width, 26 + 18 * len(words), colour, LIGHT)
         for number, word in enumerate(words):
             picture.word(x + 12, 64 + 18 * number, word, ink)
-        picture.word(x + width + 8, 72, "→", LIGHT)
         x += width + GAP
-    picture.word(GAP, 26, "from left to right: blue runs as one call, the rest is PyTorch's")
     picture.write("regions.svg", folder)
 
 

@@ -65,5 +65,6 @@ def _blocks(page: str, text: str) -> Iterator[Block]:
 
 
 def commands(block: Block) -> list[str]:
-    """The lines of a block of shell."""
-    return [line for line in block.text.splitlines() if line.strip() and not line.startswith("#")]
+    """The commands of a block of shell, a line each: without comments, and without the name of an environment."""
+    lines = (line.split("  #")[0].strip().removeprefix("env/bin/") for line in block.text.splitlines())
+    return [line for line in lines if line]

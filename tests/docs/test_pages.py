@@ -21,9 +21,11 @@ from sparsecomp import debug
 from tests.cli.nets import run
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, commands
 
-SLOW = ("plan.md",)
+SLOW = ("getting_started.md", "plan.md")
 """Pages whose code takes longer than seconds."""
 LANGUAGES = {"python", "given", "sh", "text", "c"}
+CHECKED = ("make", "pip", "python", "python3")
+"""Commands that are not run: what they name must exist."""
 RUNS = {"python", "given", "sh"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
@@ -77,7 +79,7 @@ def run_block(block: Block, names: dict[str, Any], folder: Path) -> None:
 
 def run_command(command: str, block: Block, folder: Path) -> None:
     """Run it where that takes seconds and changes nothing but `folder`; else see that what it names exists."""
-    words = shlex.split(command, comments=True)
+    words = shlex.split(command)
     match words:
         case ["sparsecomp", *rest]:
             assert run(*rest).stdout.strip(), f"{block.place}: {command} prints nothing"
@@ -87,7 +89,7 @@ def run_command(command: str, block: Block, folder: Path) -> None:
             subprocess.run(command, shell=True, check=True, cwd=folder)
         case ["make", target]:
             assert target in TARGETS, f"{block.place}: the Makefile has no target {target}"
-        case ["python", "-m", module, *_]:
+        case ["python" | "python3", "-m", module, *_]:
             assert importlib.util.find_spec(module), f"{block.place}: there is no module {module}"
         case ["pip", "install", *rest]:
             for extra in re.findall(r"\[([\w,]+)\]", " ".join(rest)):
@@ -105,8 +107,8 @@ def test_what_is_not_run(golden: Callable[[str], None]) -> None:
             first = block.text.splitlines()[0]
             lines.append(f"{block.page}: {first}  -- {block.not_run}")
         elif block.language == "sh":
-            seen = [c for c in commands(block) if c.split()[0] in ("make", "python", "pip")]
-            lines += [f"{block.page}: {command.split('  #')[0]}  -- what it names exists" for command in seen]
+            seen = [command for command in commands(block) if command.split()[0] in CHECKED]
+            lines += [f"{block.page}: {command}  -- what it names exists" for command in seen]
     golden("\n".join([f"{len(lines)} are not run:", *lines]))
 
 
