@@ -21,7 +21,7 @@ from sparsecomp import debug
 from tests.cli.nets import run
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, commands
 
-SLOW = ("getting_started.md", "plan.md")
+SLOW = ("getting_started.md", "plan.md", "tutorial.md")
 """Pages whose code takes longer than seconds."""
 LANGUAGES = {"python", "given", "sh", "text", "c"}
 CHECKED = ("make", "pip", "python", "python3")
