@@ -96,7 +96,7 @@ class GroupLasso:
             optimizer.zero_grad()
         masks = ssl.freeze()  # to fine-tune with its zeros kept: masks.step(optimizer)
 
-    `state_dict` and `load_state_dict` work as an optimiser's do.
+    Nothing is kept between steps, so there is no state to save.
     """
 
     def __init__(
