@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-slow lint bench clean
+.PHONY: help demo test test-fast test-slow lint docs dist bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -18,6 +18,10 @@ $(VENV)/.test: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.run
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@
@@ -25,7 +29,9 @@ $(VENV)/.bench: $(VENV)/.run
 demo: $(VENV)/.run  ## make the environment, compile a pruned BERT, print the report and the measured speed-up
 	$(BIN)/python -m benchmarks.demo
 
-test: $(VENV)/.test lint  ## make the environment, check style and types, pass the tests
+test: lint test-fast  ## make the environment, check style and types, pass the tests
+
+test-fast: $(VENV)/.test  ## the tests alone
 	$(BIN)/python -m pytest --numprocesses auto
 
 test-slow: $(VENV)/.test  ## the full model matrix
@@ -35,6 +41,12 @@ lint: $(VENV)/.test  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs  ## the pages as a site, in docs/_build; warnings are errors
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs docs/_build
+
+dist: $(VENV)/.test  ## a source archive and a wheel, in dist/
+	$(BIN)/python -m build
 
 bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhead, SSL, widths, plans; writes benchmarks/results/
 	$(BIN)/python -m benchmarks.models
@@ -47,4 +59,4 @@ bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhe
 	$(BIN)/python -m benchmarks.equal_latency
 
 clean:  ## remove the environment and every cache
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist docs/_build

@@ -144,6 +144,7 @@ def _seconds(candidate: Candidate) -> float:
 
 
 def _won(found: tuple[Candidate, ...], bridge: bool) -> str:
+    """Why the kernel was taken."""
     kernel, dense = best(found), _dense(found)
     assert kernel is not None
     times = _seconds(dense) / max(_seconds(kernel), 1e-12)
@@ -153,6 +154,7 @@ def _won(found: tuple[Candidate, ...], bridge: bool) -> str:
 
 
 def _lost(found: tuple[Candidate, ...]) -> str:
+    """Why the layer stays with PyTorch."""
     kernel, dense = best(found), _dense(found)
     if kernel is None:
         return "every kernel was refused"

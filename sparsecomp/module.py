@@ -164,7 +164,7 @@ class SparseModule(Kept):
         return ""
 
     def _computed_weights(self) -> str:
-        """A note on packed weights that are no parameters, if there are."""
+        """Why memory is held twice: packed weights that are no parameters, if there are."""
         computed = [name for name in self._compiler.packed if not self._skeleton.holds(name)]
         if not computed:
             return ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -243,12 +241,6 @@ def test_another_class_of_tensors() -> None:
     dense: Any = plain(model)
     assert type(dense[0].weight) is nn.Parameter
     assert torch.equal(dense[0].weight, net()[0].weight)
-
-
-def test_the_code_of_its_page_runs() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "intake.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
-    exec(compile(block, "docs/intake.md", "exec"), {"__name__": "page"})  # noqa: S102  the code of our own page
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,15 @@ def prune_weight(
         candidate: Structure and sparsity.
         statistics: Of the layer, from `collect`.
         method: What is removed, and whether the rest makes up for it:
-            "magnitude": the groups of smallest root mean square. Needs no statistics.
-            "wanda": of smallest |w| ||x||; single weights row by row (Sun et al. 2023, section 3, equation 1).
-            "obs": least output error, the rest is changed to make up for it: group by group, each removed with all
-                others adapted (`exact_obs`), in larger layers in rounds (`rounds`), in the largest in one pass over
-                the columns (`sparsegpt`). `Pruned.method` says which.
-            "fisher": of smallest F_ii w_i^2, F_ii the mean squared gradient (LeCun et al. 1989; Theis et al. 2018).
-            "woodfisher": as "obs", with blocks of the Fisher matrix in place of the inputs' moments.
+
+            - "magnitude": the groups of smallest root mean square. Needs no statistics.
+            - "wanda": of smallest |w| ||x||; single weights row by row (Sun et al. 2023, section 3, equation 1).
+            - "obs": least output error, the rest is changed to make up for it: group by group, each removed with all
+              others adapted (`exact_obs`), in larger layers in rounds (`rounds`), in the largest in one pass over
+              the columns (`sparsegpt`). `Pruned.method` says which.
+            - "fisher": of smallest F_ii w_i^2, F_ii the mean squared gradient (LeCun et al. 1989; Theis et al. 2018).
+            - "woodfisher": as "obs", with blocks of the Fisher matrix in place of the inputs' moments.
+
         repair: Set what is kept to least squares on the inputs after (`repair`). "obs" does so in all but the largest
             layers; with it these go in rounds too, a minute for 768 x 3072.
         damping: Of the Hessian or the Fisher matrix, over the mean of its diagonal.

@@ -19,14 +19,16 @@ from sparsecomp.train.weights import Weight
 
 
 class GradualPruning(Sparsifier):
-    """Prunes by magnitude on a schedule; what is pruned stays so.
+    """Prunes by magnitude on a schedule; what is pruned stays so::
 
-    pruning = GradualPruning(model, CubicSchedule(final=0.9, begin=500, end=4000), "4x1", skip=("classifier",))
-    for x, y in data:
-        loss(model(x), y).backward()
-        optimizer.step()
-        pruning.step(optimizer)
-        optimizer.zero_grad()
+        pruning = GradualPruning(model, CubicSchedule(final=0.9, begin=500, end=4000), "4x1", skip=("classifier",))
+        for x, y in data:
+            loss(model(x), y).backward()
+            optimizer.step()
+            pruning.step(optimizer)
+            optimizer.zero_grad()
+
+    `state_dict` and `load_state_dict` work as an optimiser's do.
     """
 
     def __init__(

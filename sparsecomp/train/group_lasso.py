@@ -86,15 +86,17 @@ class Term:
 
 
 class GroupLasso:
-    """SSL's regulariser.
+    """SSL's regulariser::
 
-    ssl = GroupLasso(model, {"filter": 1e-3, "channel": 1e-3}, skip=("classifier",))
-    for x, y in data:
-        loss(model(x), y).backward()
-        optimizer.step()
-        ssl.step(optimizer)
-        optimizer.zero_grad()
-    masks = ssl.freeze()  # to fine-tune with its zeros kept: masks.step(optimizer)
+        ssl = GroupLasso(model, {"filter": 1e-3, "channel": 1e-3}, skip=("classifier",))
+        for x, y in data:
+            loss(model(x), y).backward()
+            optimizer.step()
+            ssl.step(optimizer)
+            optimizer.zero_grad()
+        masks = ssl.freeze()  # to fine-tune with its zeros kept: masks.step(optimizer)
+
+    Nothing is kept between steps, so there is no state to save.
     """
 
     def __init__(

@@ -16,14 +16,14 @@ from sparsecomp.train.weights import find_weights
 
 
 class Masks:
-    """Keeps parameters zero where a mask is False, through momentum, weight decay and any optimiser.
+    """Keeps parameters zero where a mask is False, through momentum, weight decay and any optimiser::
 
-    masks = Masks(model)  # the zeros that the weights have now stay
-    for x, y in data:
-        loss(model(x), y).backward()
-        optimizer.step()
-        masks.step(optimizer)
-        optimizer.zero_grad()
+        masks = Masks(model)  # the zeros that the weights have now stay
+        for x, y in data:
+            loss(model(x), y).backward()
+            optimizer.step()
+            masks.step(optimizer)
+            optimizer.zero_grad()
 
     A parameter that several modules share has one mask. `state_dict` and `load_state_dict` work as an
     optimiser's do.

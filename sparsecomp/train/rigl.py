@@ -20,14 +20,14 @@ from sparsecomp.train.weights import Weight
 
 
 class RigL(Sparsifier):
-    """Drops the smallest groups and grows as many where the gradient is largest.
+    """Drops the smallest groups and grows as many where the gradient is largest::
 
-    rigl = RigL(model, 0.9, CosineSchedule(end=3000), distribution="erk")
-    for x, y in data:
-        loss(model(x), y).backward()
-        optimizer.step()
-        rigl.step(optimizer)  # before zero_grad: it grows by the gradients
-        optimizer.zero_grad()
+        rigl = RigL(model, 0.9, CosineSchedule(end=3000), distribution="erk")
+        for x, y in data:
+            loss(model(x), y).backward()
+            optimizer.step()
+            rigl.step(optimizer)  # before zero_grad: it grows by the gradients
+            optimizer.zero_grad()
 
     The number of groups of a layer never changes. Grown weights start at zero, and so does what the optimiser
     remembers of them. A group that is dropped and would be grown at once stays as it was.

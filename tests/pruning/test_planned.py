@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -46,25 +44,3 @@ def test_a_speed_is_planned_measured_and_compiled(tmp_path: Path) -> None:
             levels=5,
             resume=tmp_path,
         )
-
-
-@pytest.mark.slow
-def test_the_code_of_its_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
-    model = nn.Sequential(nn.Linear(256, 768), nn.ReLU(), nn.Linear(768, 256)).eval()
-    x = torch.randn(64, 256)
-    monkeypatch.chdir(tmp_path)
-    quick = partial(sparsecomp.sparsify, method="wanda", levels=5)
-    for place in ("sparsecomp.sparsify", "sparsecomp.pruning.sweep.sparsify"):
-        monkeypatch.setattr(place, quick)
-    names = {
-        "model": model,
-        "calibration": [x],
-        "x": x,
-        "evaluate": lambda found: float(found(x).square().mean()),
-    }
-    for block in blocks:
-        exec(compile(block, "docs/plan.md", "exec"), names)  # noqa: S102  the code of our own page
-    assert (tmp_path / "plan.json").exists()
-    assert (tmp_path / "sweep.svg").exists()
