@@ -71,7 +71,9 @@ class Meter:
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
             *(
-                Candidate(str(pattern), refused=why) if why else self._timed(call, pattern, timed[pattern], model)
+                Candidate(str(pattern), refused=why)
+                if why
+                else self._timed(call, pattern, timed[pattern], model)
                 for pattern, why in refused.items()
             ),
         )

@@ -83,6 +83,7 @@ def test_a_compiled_call_is_profiled_kernel_by_kernel() -> None:
     assert [call.label for call in first.calls] == ["enter", "a", "layer norm", "exit"]
     assert [call.label for call in second.calls] == ["enter", "b", "exit"]
     assert [name.split()[0] for name, _ in profile.operators] == ["aten.softmax.int"]
+    assert profile.order == ("region.0", profile.operators[0][0], "region.1")
     assert all(call.seconds > 0 for region in profile.regions for call in region.calls)
     assert all(call.label in str(profile) for region in profile.regions for call in region.calls)
     assert torch.equal(compiled(x), compiled(x))

@@ -11,7 +11,7 @@ from sparsecomp.page.timeline import nice_step
 
 WIDTH, HEIGHT = 420.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 20.0, 14.0, 38.0
-WIDE, HIGH = 1100.0, 300.0
+WIDE, HIGH, INSET = 1100.0, 300.0, 14.0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEAST_RATIO, MOST_RATIO = 0.5, 64.0
 """Times the speed of PyTorch that the chart of all layers shows; what lies beyond is at its edge."""
@@ -161,7 +161,7 @@ def fastest(layer: Mapping[str, Any]) -> float | None:
 
 
 def _wide(share: float) -> float:
-    return LEFT + share * (WIDE - LEFT - RIGHT)
+    return LEFT + INSET + share * (WIDE - LEFT - RIGHT - 2 * INSET)
 
 
 def _up(ratio: float, high: float) -> float:

@@ -58,28 +58,38 @@ def page(report: Mapping[str, Any], profile: Mapping[str, Any] | None = None) ->
     layers = [_view(number, layer, report["slimming"]) for number, layer in enumerate(report["layers"])]
     names = [layer["name"] for layer in report["layers"]]
     script = (TEMPLATES / "page.js").read_text()
-    return _environment().get_template("page.html").render(
-        report=report,
-        layers=layers,
-        anchors=dict(zip(names, (layer.anchor for layer in layers), strict=True)),
-        overview=overview(report["layers"]),
-        profile=profile,
-        timeline=timeline(profile, names) if profile else None,
-        graph=drawing(report["flow"][:LONGEST_GRAPH]) if report["flow"] else None,
-        regions={region["name"]: region for region in report["regions"]},
-        style=Markup((TEMPLATES / "page.css").read_text()),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            layers=layers,
+            anchors=dict(zip(names, (layer.anchor for layer in layers), strict=True)),
+            overview=overview(report["layers"]),
+            profile=profile,
+            timeline=timeline(profile, names) if profile else None,
+            graph=drawing(report["flow"][:LONGEST_GRAPH]) if report["flow"] else None,
+            regions={region["name"]: region for region in report["regions"]},
+            style=Markup((TEMPLATES / "page.css").read_text()),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
     )
 
 
 def excerpt(report: Mapping[str, Any]) -> str:
     """A part of a document, without script, whose style holds for nothing else: for notebooks."""
     layers = sorted(report["layers"], key=lambda layer: -(layer["dense_ms"] or 0.0))
-    return _environment().get_template("excerpt.html").render(
-        report=report,
-        layers=[(layer, units.ratio(layer["dense_ms"], layer["chosen_ms"])) for layer in layers[:EXCERPT]],
-        style=Markup((TEMPLATES / "excerpt.css").read_text()),
+    return (
+        _environment()
+        .get_template("excerpt.html")
+        .render(
+            report=report,
+            layers=[
+                (layer, units.ratio(layer["dense_ms"], layer["chosen_ms"])) for layer in layers[:EXCERPT]
+            ],
+            style=Markup((TEMPLATES / "excerpt.css").read_text()),
+        )
     )
 
 
@@ -94,7 +104,11 @@ def _view(number: int, layer: Mapping[str, Any], slimming: Mapping[str, Any] | N
         data_uri([row.replace("1", "f") for row in picture["corner"]]) if picture["corner"] else "",
         lettered(layer),
         layer_chart(layer),
-        [group for group in groups if any(name.startswith(f"{layer['weight']}[") for name in group["crosses"])],
+        [
+            group
+            for group in groups
+            if any(name.startswith(f"{layer['weight']}[") for name in group["crosses"])
+        ],
     )
 
 
@@ -106,6 +120,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {
         "ms": units.milliseconds,

@@ -38,7 +38,7 @@ class Bar:
         room = int((self.width - 6) / LETTER)
         if room >= len(self.name):
             return self.name
-        return f"…{self.name[1 - room :]}" if room >= 5 else ""
+        return f"…{self.name[1 - room :]}" if room >= 12 else ""
 
 
 @dataclass(frozen=True)

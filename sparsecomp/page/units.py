@@ -22,7 +22,9 @@ def percent(share: float | None) -> str:
     if share is None:
         return NOTHING
     if 0 < share < 0.005 or 0.995 < share < 1:
-        return f"{100 * share:.1f} %" if 0.0005 < share < 0.9995 else ("< 0.1 %" if share < 0.5 else "> 99.9 %")
+        return (
+            f"{100 * share:.1f} %" if 0.0005 < share < 0.9995 else ("< 0.1 %" if share < 0.5 else "> 99.9 %")
+        )
     return f"{100 * share:.0f} %"
 
 
@@ -42,8 +44,8 @@ def scaled(count: float, unit: str) -> str:
 
 
 def shape(extents: Sequence[int]) -> str:
-    """ "768 × 3072"."""
-    return " × ".join(str(extent) for extent in extents)
+    """ "768×3072"."""
+    return "×".join(str(extent) for extent in extents)
 
 
 def ratio(before: float | None, after: float | None) -> float | None:

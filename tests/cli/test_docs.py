@@ -27,7 +27,7 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sparsecomp ")]
 
 
-@pytest.mark.parametrize(("page", "count"), [(PAGE, 14), (README, 4)], ids=["command_line.md", "README.md"])
+@pytest.mark.parametrize(("page", "count"), [(PAGE, 15), (README, 4)], ids=["command_line.md", "README.md"])
 def test_its_commands_run(page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source,) = blocks(PAGE, "python")
     (tmp_path / "zoo.py").write_text(source)
