@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from sparsecomp import codegen, debug, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
-from sparsecomp.compile import Compiler, Executable, Options
+from sparsecomp.compile import Compiler, Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecomp.page.timeline import nice_step
 
 WIDTH, HEIGHT = 420.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 20.0, 14.0, 38.0
+CLOSE = 9.0
+"""Distance of points whose letters would lie on each other."""
 WIDE, HIGH, INSET = 1100.0, 300.0, 14.0
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LEAST_RATIO, MOST_RATIO = 0.5, 64.0
@@ -70,13 +72,23 @@ def layer_chart(layer: Mapping[str, Any]) -> LayerChart | None:
     skipping = [c for _, c in measured if c["skips"] and c["idle_ms"] is not None and c["stored"]]
     best = min(skipping, key=lambda c: float(c["ms"]), default=None)
     return LayerChart(
-        points,
+        tuple(_told_apart(points)),
         _y(min(full) / top),
         _line(best, size, top) if best else None,
         None if layer["break_even"] is None else _x(layer["break_even"]),
         tuple((_x(share / 4), f"{25 * share} %") for share in range(5)),
         tuple(_heights(top)),
     )
+
+
+def _told_apart(points: Sequence[Point]) -> Iterator[Point]:
+    """Points, of which the first of several in one place has the letters of all."""
+    told: set[str] = set()
+    for point in points:
+        close = [other for other in points if math.dist((point.x, point.y), (other.x, other.y)) < CLOSE]
+        letters = [other.label for other in close if other.label not in told]
+        told.update(letters)
+        yield replace(point, label=" ".join(letters) if point.label in letters else "")
 
 
 def _line(best: Mapping[str, Any], size: int, top: float) -> tuple[float, float, float, float]:

@@ -112,6 +112,11 @@ def _view(number: int, layer: Mapping[str, Any], slimming: Mapping[str, Any] | N
     )
 
 
+def _breakable(name: str) -> Markup:
+    """A dotted name, which may go on in a new line after each dot."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -128,6 +133,7 @@ def _environment() -> Environment:
         "times": units.times,
         "scaled": units.scaled,
         "shape": units.shape,
+        "breakable": _breakable,
     }
     environment.globals |= {
         "layer_size": (WIDTH, HEIGHT),

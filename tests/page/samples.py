@@ -101,7 +101,7 @@ def profile(names: Sequence[str] = ("first", "second", "last")) -> Profile:
     return Profile(4e-3, 2, (RegionProfile("region.0", 2.4e-3, tuple(calls)),), operators, order)
 
 
-VOID = frozenset({"meta", "input", "img", "br", "link", "hr"})
+VOID = frozenset({"meta", "input", "img", "br", "wbr", "link", "hr"})
 DRAWN = frozenset({"path", "circle", "rect"})
 """Elements of SVG that may close themselves."""
 

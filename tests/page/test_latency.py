@@ -64,3 +64,12 @@ def test_a_layer_that_stays_shows_its_fastest_kernel() -> None:
     stays = layers()[-1]
     assert fastest(stays) == pytest.approx(2 * stays["dense_ms"])
     assert fastest({**stays, "candidates": stays["candidates"][:1]}) == stays["dense_ms"]
+
+
+def test_points_in_one_place_share_their_letters() -> None:
+    first = layers()[0]
+    dense, kernel, refused = first["candidates"]
+    twin = {**kernel, "kernel": "unstructured", "ms": kernel["ms"] * 1.001}
+    chart = layer_chart({**first, "candidates": [dense, kernel, twin, refused]})
+    assert chart is not None
+    assert [point.label for point in chart.points] == ["A", "B C", ""]

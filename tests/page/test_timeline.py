@@ -27,7 +27,7 @@ def test_parts_lie_end_to_end_in_the_order_of_the_call() -> None:
     ends = [bar.x + bar.width for bar in drawn.parts]
     assert [bar.x for bar in drawn.parts] == pytest.approx([0.0, *ends[:-1]])
     assert ends[-1] == pytest.approx(WIDTH)
-    assert [bar.name for bar in drawn.whole][0] == "region.0"
+    assert drawn.whole[0].name == "region.0"
     assert drawn.whole[0].width == pytest.approx(sum(bar.width for bar in drawn.parts[:4]))
 
 
