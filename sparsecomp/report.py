@@ -20,7 +20,7 @@ from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
 from sparsecomp.pipeline import Step
 from sparsecomp.program import Program
-from sparsecomp.slimming import Slimming
+from sparsecomp.slimming import Slimming, full_name
 
 if TYPE_CHECKING:
     from sparsecomp.profile import Profile
@@ -75,7 +75,7 @@ class LayerReport:
         return {
             "name": self.layer.name,
             "op": self.layer.op,
-            "weight": self.layer.weight,
+            "weight": full_name(self.layer.weight),
             "shape": list(self.layer.weight_shape),
             "input_shape": list(self.layer.input_shape),
             "source": self.layer.source,

@@ -55,7 +55,8 @@ class LayerView:
 
 def page(report: Mapping[str, Any], profile: Mapping[str, Any] | None = None) -> str:
     """A whole document, with nothing outside. The arguments are what `as_dict` of a Report and a Profile returns."""
-    layers = [_view(number, layer, report["slimming"]) for number, layer in enumerate(report["layers"])]
+    groups = _groups_of(report["slimming"])
+    layers = [_view(number, layer, groups) for number, layer in enumerate(report["layers"])]
     names = [layer["name"] for layer in report["layers"]]
     script = (TEMPLATES / "page.js").read_text()
     return (
@@ -93,9 +94,20 @@ def excerpt(report: Mapping[str, Any]) -> str:
     )
 
 
-def _view(number: int, layer: Mapping[str, Any], slimming: Mapping[str, Any] | None) -> LayerView:
+Groups = Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def _groups_of(slimming: Mapping[str, Any] | None) -> Groups:
+    """Parameter -> the coupled groups that cross it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for group in slimming["groups"] if slimming else ():
+        for parameter in dict.fromkeys(name.rpartition("[")[0] for name in group["crosses"]):
+            found.setdefault(parameter, []).append(group)
+    return found
+
+
+def _view(number: int, layer: Mapping[str, Any], groups: Groups) -> LayerView:
     picture = layer["picture"]
-    groups = slimming["groups"] if slimming else ()
     return LayerView(
         layer,
         f"layer-{number}",
@@ -104,11 +116,7 @@ def _view(number: int, layer: Mapping[str, Any], slimming: Mapping[str, Any] | N
         data_uri([row.replace("1", "f") for row in picture["corner"]]) if picture["corner"] else "",
         lettered(layer),
         layer_chart(layer),
-        [
-            group
-            for group in groups
-            if any(name.startswith(f"{layer['weight']}[") for name in group["crosses"])
-        ],
+        groups.get(layer["weight"], ()),
     )
 
 
