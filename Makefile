@@ -26,7 +26,7 @@ demo: $(VENV)/.run  ## make the environment, compile a pruned BERT, print the re
 	$(BIN)/python -m benchmarks.demo
 
 test: $(VENV)/.test lint  ## make the environment, check style and types, pass the tests
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto -rs
 
 test-slow: $(VENV)/.test  ## the full model matrix
 	$(BIN)/python -m pytest -m slow --numprocesses auto

@@ -71,7 +71,7 @@ def test_functions_are_short() -> None:
     assert long == set()
 
 
-@pytest.mark.parametrize("module", ["tvm", "typer", "sparsecomp.train", "sparsecomp.cli"])
+@pytest.mark.parametrize("module", ["tvm", "typer", "sparsecomp.train", "sparsecomp.cli", "sparsecomp.page"])
 def test_importing_the_library_does_not_import(module: str) -> None:
     code = f"import sys, sparsecomp; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
