@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsecomp import analyze, compile_sparse
 from sparsecomp.flow import FlowOp, flow_of
-from tests.passes.programs import Wired, analysed, rewritten, sparse
+from tests.passes.programs import Branching, Wired, analysed, rewritten, sparse
 
 
 def function(s: Any, x: Tensor) -> Any:
@@ -53,18 +53,6 @@ def test_reports_have_it_where_a_graph_was_captured() -> None:
     }
     assert report.given_up("slower").flow == ()
     assert [op.layer for op in analyze(model(), (X,)).flow if op.layer] == ["a", "b"]
-
-
-class Branching(nn.Module):
-    """Whose graph cannot be captured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc(x)
-        return y if y.sum() > 0 else -y
 
 
 def test_layers_without_a_graph_have_none() -> None:
