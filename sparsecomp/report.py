@@ -238,7 +238,7 @@ class Report:
         from sparsecomp.page import page
 
         text = page(self.as_dict(), profile.as_dict() if profile else None)
-        write_whole(Path(path), text.encode("utf-8", "xmlcharrefreplace"))
+        write_whole(Path(path), text.encode("utf-8"))
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the totals and the layers."""

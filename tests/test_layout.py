@@ -49,6 +49,12 @@ def test_passes_and_codegen_do_not_import_each_other(room: str, other: str) -> N
         assert not any(name.startswith(f"sparsecomp.{other}") for name in imports(path)), path
 
 
+def test_the_page_knows_only_plain_data() -> None:
+    for path in (ROOT / "sparsecomp" / "page").rglob("*.py"):
+        own = [name for name in imports(path) if name.split(".")[0] == "sparsecomp"]
+        assert all(name.startswith("sparsecomp.page") for name in own), path
+
+
 def test_every_pass_is_tested() -> None:
     tested = {path.name.removeprefix("test_") for path in (ROOT / "tests" / "passes").glob("test_*.py")}
     passes = {path.name for path in (ROOT / "passes").glob("*.py")} - {"__init__.py"}

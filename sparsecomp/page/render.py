@@ -58,40 +58,40 @@ def page(report: Mapping[str, Any], profile: Mapping[str, Any] | None = None) ->
     groups = _groups_of(report["slimming"])
     layers = [_view(number, layer, groups) for number, layer in enumerate(report["layers"])]
     names = [layer["name"] for layer in report["layers"]]
-    script = (TEMPLATES / "page.js").read_text()
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            report=report,
-            layers=layers,
-            anchors=dict(zip(names, (layer.anchor for layer in layers), strict=True)),
-            overview=overview(report["layers"]),
-            profile=profile,
-            timeline=timeline(profile, names) if profile else None,
-            graph=drawing(report["flow"][:LONGEST_GRAPH]) if report["flow"] else None,
-            regions={region["name"]: region for region in report["regions"]},
-            style=Markup((TEMPLATES / "page.css").read_text()),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        )
+    script = _own("page.js")
+    return _rendered(
+        "page.html",
+        report=report,
+        layers=layers,
+        anchors=dict(zip(names, (layer.anchor for layer in layers), strict=True)),
+        overview=overview(report["layers"]),
+        profile=profile,
+        timeline=timeline(profile, names) if profile else None,
+        graph=drawing(report["flow"][:LONGEST_GRAPH]) if report["flow"] else None,
+        regions={region["name"]: region for region in report["regions"]},
+        style=_own("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
 def excerpt(report: Mapping[str, Any]) -> str:
     """A part of a document, without script, whose style holds for nothing else: for notebooks."""
     layers = sorted(report["layers"], key=lambda layer: -(layer["dense_ms"] or 0.0))
-    return (
-        _environment()
-        .get_template("excerpt.html")
-        .render(
-            report=report,
-            layers=[
-                (layer, units.ratio(layer["dense_ms"], layer["chosen_ms"])) for layer in layers[:EXCERPT]
-            ],
-            style=Markup((TEMPLATES / "excerpt.css").read_text()),
-        )
-    )
+    gains = [units.ratio(layer["dense_ms"], layer["chosen_ms"]) for layer in layers]
+    shown = list(zip(layers, gains, strict=True))[:EXCERPT]
+    return _rendered("excerpt.html", report=report, layers=shown, style=_own("excerpt.css"))
+
+
+def _own(name: str) -> Markup:
+    """A file of this room, which is not escaped."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _rendered(template: str, **values: object) -> str:
+    """What UTF-8 cannot say, half of a character in a name, becomes a reference."""
+    text = _environment().get_template(template).render(**values)
+    return text.encode("utf-8", "xmlcharrefreplace").decode("utf-8")
 
 
 Groups = Mapping[str, Sequence[Mapping[str, Any]]]

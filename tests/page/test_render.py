@@ -100,7 +100,7 @@ def test_a_hostile_name_stays_text(whole: bool) -> None:
     ).as_dict()
     found = Document(page(hostile, profile(names).as_dict()) if whole else excerpt(hostile))
     assert found.wrong == []
-    assert HOSTILE in "".join(found.texts["bdi"])
+    assert HOSTILE.replace("\ud800", "\ufffd") in "".join(found.texts["bdi"])
     assert len(found.all("script")) == int(whole)
     assert all(a["src"].startswith("data:") for a in found.all("img"))
     assert not any(name.startswith("on") for _, attributes in found.elements for name in attributes)
