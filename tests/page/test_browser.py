@@ -32,6 +32,8 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE = 300_000
+"""Milliseconds to wait for what is there at once on a machine that is not busy."""
 FULL = ",".join(map(str, COLOUR))
 NAMES = (HOSTILE, "second", "last")
 
@@ -40,7 +42,7 @@ NAMES = (HOSTILE, "second", "last")
 def browser() -> Iterator[Any]:
     """Headless, without a sandbox (tests may run as root), with a fresh profile."""
     with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS), timeout=PATIENCE)
         yield started
         started.close()
 
@@ -61,6 +63,7 @@ class Reader:
         )
         self.requests: list[str] = []
         self.complaints: list[str] = []
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(message.text))
