@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -54,18 +55,19 @@ class _Flow:
             return
         if node.target is REGION:
             self._add_region(node, self.program.regions[str(node.args[1])])
-        elif node.all_input_nodes and node.all_input_nodes[0].name in self.results:
-            self.made[node.name] = self.results[node.all_input_nodes[0].name][node.args[1]]  # type: ignore[index]
+        elif node.target is operator.getitem:
+            source, place = cast(tuple[fx.Node, int], node.args)
+            results = self.results.get(source.name)
+            self.made[node.name] = results[place] if results else self.made[source.name]
         else:
             layer = self.program.layers.get(node.name)
             self._append(node.name, FlowOp(_what(node), layer.name if layer else "", reads=reads))
 
     def _add_region(self, node: fx.Node, body: Body) -> None:
         name, section = str(node.args[1]).rpartition("/")[2], body.section
-        made = {
-            value: self.made[read.name]
-            for value, read in zip(section.inputs, node.args[0], strict=True)  # type: ignore[arg-type]
-        }
+        sources = cast(Sequence[fx.Node], node.args[0])
+        given = zip(section.inputs, sources, strict=True)
+        made = {value: self.made[read.name] for value, read in given if read.name in self.made}
         for op in section.ops:
             at = len(self.ops)
             self.ops.append(replace(_inside(op, made), region=name))
@@ -80,7 +82,7 @@ class _Flow:
 def _inside(op: SectionOp | WorkOp, made: Mapping[str, int]) -> FlowOp:
     own = op.layer.op if isinstance(op, SectionOp) else str(op.work)
     sources = (op.source,) if isinstance(op, SectionOp) else op.sources
-    reads = dict.fromkeys(made[name] for name in (*sources, *op.tensors))
+    reads = dict.fromkeys(made[name] for name in (*sources, *op.tensors) if name in made)
     what = f"{own} | {op.epilogue}" if op.epilogue else own
     return FlowOp(what, op.layer.name if isinstance(op, SectionOp) else "", reads=tuple(reads))
 

@@ -35,6 +35,19 @@ def test_operators_of_a_region_name_it_and_read_each_other() -> None:
     )
 
 
+def test_what_is_constant_is_not_read_and_a_result_out_of_several_is_no_operator() -> None:
+    def function(s: Any, x: Tensor) -> Any:
+        first, second = torch.split(s.b(s.a(x) + s.offset), 8, -1)
+        return torch.cumsum(first, 1), second
+
+    parts = {"a": nn.Linear(16, 16), "b": nn.Linear(16, 16), "offset": nn.Parameter(torch.ones(2, 5, 16))}
+    flow = flow_of(rewritten(sparse(Wired(function, **parts)), X))
+    assert [op.layer for op in flow if op.layer] == ["a", "b"]
+    assert not any(op.what == "getitem" for op in flow)
+    assert all(read < number for number, op in enumerate(flow) for read in op.reads)
+    assert all(op.reads for op in flow if op.what != "input")
+
+
 def test_before_regions_there_are_it_is_the_captured_graph() -> None:
     flow = flow_of(analysed(model(), X))
     assert [(op.what, op.layer) for op in flow if op.layer] == [("aten.linear", "a"), ("aten.linear", "b")]

@@ -54,9 +54,11 @@ def drawing(flow: Sequence[Mapping[str, Any]]) -> Drawing:
     lanes = lanes_of(flow)
     step = min(LANE, WIDEST / max(1, max(lanes, default=0) + 1))
     at: list[tuple[float, float]] = []
-    runs, y = [], 0.0
+    runs: list[Run] = []
+    y = 0.0
     for region, numbers in groupby(range(len(flow)), key=lambda number: str(flow[number]["region"])):
-        top, rows = y, []
+        top = y
+        rows: list[Row] = []
         for number in numbers:
             y += ROW
             at.append((step * (lanes[number] + 0.5), y + ROW / 2))

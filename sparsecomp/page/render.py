@@ -135,20 +135,24 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "ms": units.milliseconds,
-        "percent": units.percent,
-        "times": units.times,
-        "scaled": units.scaled,
-        "shape": units.shape,
-        "breakable": _breakable,
-    }
-    environment.globals |= {
-        "layer_size": (WIDTH, HEIGHT),
-        "overview_size": (WIDE, HIGH),
-        "row": ROW,
-        "kinds": KINDS,
-        "nothing": units.NOTHING,
-        "longest_graph": LONGEST_GRAPH,
-    }
+    environment.filters.update(
+        {
+            "ms": units.milliseconds,
+            "percent": units.percent,
+            "times": units.times,
+            "scaled": units.scaled,
+            "shape": units.shape,
+            "breakable": _breakable,
+        }
+    )
+    environment.globals.update(
+        {
+            "layer_size": (WIDTH, HEIGHT),
+            "overview_size": (WIDE, HIGH),
+            "row": ROW,
+            "kinds": KINDS,
+            "nothing": units.NOTHING,
+            "longest_graph": LONGEST_GRAPH,
+        }
+    )
     return environment

@@ -64,7 +64,9 @@ def timeline(profile: Mapping[str, Any], layers: Sequence[str]) -> Timeline:
     operators = {operator["name"]: operator for operator in profile["operators"]}
     spent = profile["kernels_ms"] + profile["pytorch_ms"]
     total = max(profile["ms"], spent) or 1.0
-    whole, parts, at = [], [], 0.0
+    whole: list[Bar] = []
+    parts: list[Bar] = []
+    at = 0.0
     for name in profile["order"] or [*regions, *operators]:
         if name in regions:
             own = list(_kernels(regions[name], set(layers), at, total))
