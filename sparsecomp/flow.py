@@ -55,10 +55,11 @@ class _Flow:
             return
         if node.target is REGION:
             self._add_region(node, self.program.regions[str(node.args[1])])
-        elif node.target is operator.getitem:
-            source, place = cast(tuple[fx.Node, int], node.args)
-            results = self.results.get(source.name)
-            self.made[node.name] = results[place] if results else self.made[source.name]
+        elif node.target is operator.getitem and reads:
+            self.made[node.name] = reads[0]
+        elif node.target is operator.getitem and node.all_input_nodes[0].name in self.results:
+            results = self.results[node.all_input_nodes[0].name]
+            self.made[node.name] = results[cast(int, node.args[1])]
         else:
             layer = self.program.layers.get(node.name)
             self._append(node.name, FlowOp(_what(node), layer.name if layer else "", reads=reads))
