@@ -32,7 +32,7 @@ demo: $(VENV)/.run  ## make the environment, compile a pruned BERT, print the re
 test: lint test-fast  ## make the environment, check style and types, pass the tests
 
 test-fast: $(VENV)/.test  ## the tests alone
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto -rs
 
 test-slow: $(VENV)/.test  ## the full model matrix
 	$(BIN)/python -m pytest -m slow --numprocesses auto

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE
@@ -59,6 +60,11 @@ class Call:
 
     def work(self, how: RowsKernelChoice, machine: Machine) -> Work:
         return work_of(self.layer, self.geometry, self.lengths[how.pattern], how, machine)
+
+    def idle_work(self, how: RowsKernelChoice, machine: Machine) -> Work:
+        """What the kernel does where all lists are empty."""
+        nothing = torch.zeros_like(self.lengths[how.pattern])
+        return work_of(self.layer, self.geometry, nothing, how, machine)
 
     def trial(
         self,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
+from sparsecomp.codegen.predict import CostModel, fit
 from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
 from sparsecomp.codegen.stopwatch import (
     Contestant,
@@ -25,7 +26,7 @@ from sparsecomp.codegen.stopwatch import (
     seconds_of,
 )
 from sparsecomp.codegen.stream import Stream, fits, make_stream
-from sparsecomp.codegen.timings import Timings, layer_key, region_key
+from sparsecomp.codegen.timings import Timings, device_of, layer_key, region_key
 from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
@@ -70,11 +71,33 @@ class Meter:
 
     def _candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         call = Call.of(layer, matrix)
-        stored, refused = call.stored, refusals(call, self.machine)
-        timed = self.timed(call, [pattern for pattern in stored if not refused[pattern]])
+        refused, model = refusals(call, self.machine), self._model
+        timed = self.timed(call, [pattern for pattern in refused if not refused[pattern]])
         return (
             Candidate(DENSE, timed[None][0], stored=matrix.numel()),
-            *(_candidate(pattern, refused[pattern], stored, timed) for pattern in stored),
+            *(
+                Candidate(str(pattern), refused=why)
+                if why
+                else self._timed(call, pattern, timed[pattern], model)
+                for pattern, why in refused.items()
+            ),
+        )
+
+    @cached_property
+    def _model(self) -> CostModel:
+        """Fitted to what was measured on this device before the first layer is."""
+        return fit(self.timings.all_trials(device_of(self.machine), self.threads), self.threads)
+
+    def _timed(self, call: Call, pattern: RowBlocks, timed: Timed, model: CostModel) -> Candidate:
+        """The pattern with its best schedule, and what the cost model says of it."""
+        how = RowsKernelChoice(pattern, parse_schedule(timed[1]))
+        return Candidate(
+            str(how),
+            timed[0],
+            how=how,
+            stored=call.stored[pattern],
+            predicted=model.seconds(call.work(how, self.machine)),
+            predicted_idle=model.seconds(call.idle_work(how, self.machine)),
         )
 
     def skipping(self, layer: Layer, matrix: Tensor, rows: int) -> float | None:
@@ -228,16 +251,6 @@ def _refuses(call: Call, pattern: RowBlocks, machine: Machine) -> str:
     if pattern.rows > layer.rows:
         return f"the layer has only {layer.rows} rows"
     return "" if fits(layer, call.geometry) else "its offsets exceed 32 bits"
-
-
-def _candidate(
-    pattern: RowBlocks, refused: str, stored: Mapping[RowBlocks, int], timed: Mapping[RowBlocks | None, Timed]
-) -> Candidate:
-    if refused:
-        return Candidate(str(pattern), refused=refused)
-    seconds, schedule = timed[pattern]
-    how = RowsKernelChoice(pattern, parse_schedule(schedule))
-    return Candidate(str(how), seconds, how=how, stored=stored[pattern])
 
 
 def _as_good_as_dense(

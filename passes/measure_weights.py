@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparsecomp.facts import Block, Facts
+from sparsecomp.picture import picture_of
 from sparsecomp.program import Program
 
 _LARGEST = 16
@@ -67,6 +68,7 @@ def measure_weight(name: str, weight: Tensor) -> Facts:
         row_std=float(row_lengths.double().std(correction=0)),
         row_max=int(row_lengths.max()),
         structure="",
+        picture=picture_of(used),
     )
     return replace(facts, structure=_structure(facts))
 

@@ -15,6 +15,7 @@ from sparsecomp.choice import Choice
 from sparsecomp.cost import Cost, RegionTimes, Rivals
 from sparsecomp.cut_weight import CutWeight, cut_weight, whole_of
 from sparsecomp.errors import InputError
+from sparsecomp.flow import flow_of
 from sparsecomp.layer import Layer
 from sparsecomp.passes import analysis, choosing, keeping, rewriting
 from sparsecomp.passes.rewrite_sparse import Packed
@@ -23,7 +24,7 @@ from sparsecomp.pipeline import Pass, Step, run
 from sparsecomp.primitives import REGION, REGIONS, Runner
 from sparsecomp.program import Body, Program, attribute
 from sparsecomp.progress import Watch
-from sparsecomp.report import LayerReport, RegionReport, layer_reports
+from sparsecomp.report import LayerReport, RegionReport, Report, layer_reports
 from sparsecomp.section import run_section
 from sparsecomp.target import Target
 
@@ -60,6 +61,21 @@ class Executable:
     @property
     def graph(self) -> fx.GraphModule:
         return self.program.graph
+
+    def report(self, options: Options, rung: str, notes: tuple[str, ...]) -> Report:
+        """`rung`: how the model was taken."""
+        return Report(
+            codegen.describe(options.target),
+            options.thread_count(),
+            self.steps,
+            self.layers,
+            self.program.untouched,
+            self.regions,
+            rung,
+            notes,
+            slimming=self.program.slimming,
+            flow=() if rung == "layers" else flow_of(self.program),
+        )
 
 
 def converted(program: Program) -> dict[Layer, Choice]:

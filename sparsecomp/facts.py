@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from sparsecomp.picture import Picture
 
 Block = tuple[int, int]
 
@@ -48,6 +50,8 @@ class Facts:
     structure: str
     """The pattern that explains most of the zeros: "empty", "dense", "rows", "columns", "channels",
     "rows and columns", "rows and channels", "kernels", "blocks 4x1", "2:4" or "unstructured"."""
+    picture: Picture = field(default=Picture(), repr=False)
+    """Where the zeros are."""
 
     @property
     def density(self) -> float:

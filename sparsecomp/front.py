@@ -17,6 +17,7 @@ from sparsecomp.capture import capture
 from sparsecomp.compile import Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import copied_call, run_example, unchanged
+from sparsecomp.flow import flow_of
 from sparsecomp.intake import plain
 from sparsecomp.layers import layers_graph, record_inputs
 from sparsecomp.module import SparseModule
@@ -104,6 +105,7 @@ def analyze(
         program.untouched,
         notes=notes,
         slimming=program.slimming,
+        flow=() if notes else flow_of(program),
     )
 
 

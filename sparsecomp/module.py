@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from sparsecomp import codegen, debug, heap
 from sparsecomp.capture import COMPILING, capture
 from sparsecomp.compare import TOLERANCE, relative_error
-from sparsecomp.compile import Compiler, Executable, Options
+from sparsecomp.compile import Compiler, Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
 from sparsecomp.inference_only import without_backward
@@ -135,7 +135,7 @@ class SparseModule(Kept):
         executable = self._compiler.compile(captured.graph, inputs, watch)
         variant = Variant(captured, executable)
         notes = tuple(filter(None, (*reasons, captured.note, self._computed_weights())))
-        report = self._new_report(executable, "whole graph", notes)
+        report = executable.report(self._options, "whole graph", notes)
         if not self._compiler.settled:
             self._report = replace(
                 report, rung="eager", notes=(*notes, "no layer gains: PyTorch runs the model")
@@ -180,7 +180,7 @@ class SparseModule(Kept):
         graph = layers_graph(trial.model, inputs)
         executable = self._compiler.compile(graph, tuple(inputs.values()), watch)
         rung = "layers" if self._compiler.settled else "eager"
-        self._report = self._new_report(executable, rung, reasons)
+        self._report = executable.report(self._options, rung, reasons)
 
     def _give_up(self, report: Report, note: str) -> None:
         self._compiler.settled = {}
@@ -189,19 +189,6 @@ class SparseModule(Kept):
         self._variants.clear()
         self._routes.clear()
         self._report = report.given_up(note)
-
-    def _new_report(self, executable: Executable, rung: str, notes: tuple[str, ...]) -> Report:
-        return Report(
-            codegen.describe(self._options.target),
-            self._options.thread_count(),
-            executable.steps,
-            executable.layers,
-            executable.program.untouched,
-            executable.regions,
-            rung,
-            notes,
-            slimming=executable.program.slimming,
-        )
 
     def _swap(self) -> None:
         """Let the eager model run converted layers one by one as kernels, and read other weights unpacked."""

@@ -50,6 +50,8 @@ class Profile:
     regions: tuple[RegionProfile, ...]
     operators: tuple[tuple[str, float], ...]
     """Operators left to PyTorch, with all that it takes to call them: (name, seconds)."""
+    order: tuple[str, ...] = ()
+    """Names of regions and operators as they follow each other."""
 
     @property
     def kernels(self) -> float:
@@ -82,6 +84,7 @@ class Profile:
                 for region in self.regions
             ],
             "operators": [{"name": name, "ms": seconds * 1e3} for name, seconds in self.operators],
+            "order": list(self.order),
         }
 
     def __str__(self) -> str:
@@ -119,6 +122,7 @@ class _Timed(fx.Interpreter):
         self.runners = runners
         self.operators: dict[str, float] = {}
         self.regions: dict[str, tuple[float, list[float]]] = {}
+        self.order: list[str] = []
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_function":
@@ -129,8 +133,11 @@ class _Timed(fx.Interpreter):
         if n.target is REGION:
             inputs, name = self.fetch_args_kwargs_from_env(n)[0]
             self.regions[str(name)] = seconds, self.runners[str(name)].call_seconds(inputs)
+            self.order.append(_short(str(name)))
         elif isinstance(n.target, torch._ops.OpOverload):
-            self.operators[f"{operator_name(n)} ({n.name})"] = seconds
+            operator = f"{operator_name(n)} ({n.name})"
+            self.operators[operator] = seconds
+            self.order.append(operator)
         return result
 
 
@@ -161,8 +168,14 @@ def profile_graph(
             for (label, what), s in zip(runners[name].labels, seconds, strict=True)
         )
         whole_region = statistics.median(one.regions[name][0] for one in timed)
-        regions.append(RegionProfile(name.rpartition("/")[2], whole_region, calls))
+        regions.append(RegionProfile(_short(name), whole_region, calls))
     operators = tuple(
         (name, statistics.median(one.operators[name] for one in timed)) for name in timed[0].operators
     )
-    return Profile(statistics.median(whole), torch.get_num_threads(), tuple(regions), operators)
+    order = tuple(timed[0].order)
+    return Profile(statistics.median(whole), torch.get_num_threads(), tuple(regions), operators, order)
+
+
+def _short(region: str) -> str:
+    """As reports name it."""
+    return region.rpartition("/")[2]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,11 +15,15 @@ from rich.table import Table
 from sparsecomp.choice import Candidate, Choice
 from sparsecomp.cost import RegionTimes
 from sparsecomp.facts import Facts
+from sparsecomp.flow import FlowOp
 from sparsecomp.geometry import FLOAT
 from sparsecomp.layer import Layer
 from sparsecomp.pipeline import Step
 from sparsecomp.program import Program
-from sparsecomp.slimming import Slimming
+from sparsecomp.slimming import Slimming, full_name
+
+if TYPE_CHECKING:
+    from sparsecomp.profile import Profile
 
 MIB = 1 << 20
 
@@ -59,11 +65,17 @@ class LayerReport:
             return None
         return _ms(self.choice.chosen.seconds) if self.choice.how and self.choice.chosen else self.dense_ms
 
+    @property
+    def break_even(self) -> float | None:
+        """Share of the weight that must be skipped to gain by it; see `Choice.break_even`."""
+        return self.choice.break_even(self.layer.rows * self.layer.columns) if self.choice else None
+
     def as_dict(self) -> dict[str, Any]:
         choice, facts = self.choice, self.facts
         return {
             "name": self.layer.name,
             "op": self.layer.op,
+            "weight": full_name(self.layer.weight),
             "shape": list(self.layer.weight_shape),
             "input_shape": list(self.layer.input_shape),
             "source": self.layer.source,
@@ -86,12 +98,22 @@ class LayerReport:
             "bytes": self.nbytes,
             "dense_flops": self.layer.dense_flops,
             "flops": self.flops,
+            "break_even": self.break_even,
+            "picture": {"cells": list(facts.picture.cells), "corner": list(facts.picture.corner)},
         }
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:
-    outcome = {"refused": candidate.refused} if candidate.refused else {"ms": _ms(candidate.seconds)}
-    return {"kernel": candidate.kernel, **outcome}
+    if candidate.refused:
+        return {"kernel": candidate.kernel, "refused": candidate.refused}
+    return {
+        "kernel": candidate.kernel,
+        "ms": _ms(candidate.seconds),
+        "predicted_ms": _ms(candidate.predicted),
+        "idle_ms": _ms(candidate.idle),
+        "stored": candidate.stored,
+        "skips": candidate.skips,
+    }
 
 
 def _ms(seconds: float | None) -> float | None:
@@ -134,6 +156,8 @@ class Report:
     eager_seconds: float | None = None
     compiled_seconds: float | None = None
     slimming: Slimming | None = None
+    flow: tuple[FlowOp, ...] = ()
+    """What a call runs; empty where no graph was captured."""
 
     @property
     def sparse_layers(self) -> list[LayerReport]:
@@ -172,7 +196,7 @@ class Report:
             )
             for layer in self.layers
         )
-        return replace(self, rung="eager", layers=layers, regions=(), notes=(*self.notes, reason))
+        return replace(self, rung="eager", layers=layers, regions=(), flow=(), notes=(*self.notes, reason))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -196,8 +220,31 @@ class Report:
                 for region in self.regions
             ],
             "slimming": self.slimming.as_dict() if self.slimming else None,
+            "flow": [op.as_dict() for op in self.flow],
             "totals": self.totals,
         }
+
+    def to_html(self, path: str | os.PathLike[str], profile: Profile | None = None) -> None:
+        """Write one page of HTML that needs nothing else: no network, no other file.
+
+        Args:
+            path: The file, written whole or not at all.
+            profile: Of a call, `compiled.profile(x)`: the page then also shows where its time goes.
+
+        Raises:
+            ArtifactError: the file cannot be written.
+        """
+        from sparsecomp.artifact.container import write_whole
+        from sparsecomp.page import page
+
+        text = page(self.as_dict(), profile.as_dict() if profile else None)
+        write_whole(Path(path), text.encode("utf-8"))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the totals and the layers."""
+        from sparsecomp.page import excerpt
+
+        return excerpt(self.as_dict())
 
     def __str__(self) -> str:
         file = io.StringIO()

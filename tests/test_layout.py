@@ -49,6 +49,12 @@ def test_passes_and_codegen_do_not_import_each_other(room: str, other: str) -> N
         assert not any(name.startswith(f"sparsecomp.{other}") for name in imports(path)), path
 
 
+def test_the_page_knows_only_plain_data() -> None:
+    for path in (ROOT / "sparsecomp" / "page").rglob("*.py"):
+        own = [name for name in imports(path) if name.split(".")[0] == "sparsecomp"]
+        assert all(name.startswith("sparsecomp.page") for name in own), path
+
+
 def test_every_pass_is_tested() -> None:
     tested = {path.name.removeprefix("test_") for path in (ROOT / "tests" / "passes").glob("test_*.py")}
     passes = {path.name for path in (ROOT / "passes").glob("*.py")} - {"__init__.py"}
@@ -71,7 +77,7 @@ def test_functions_are_short() -> None:
     assert long == set()
 
 
-@pytest.mark.parametrize("module", ["tvm", "typer", "sparsecomp.train", "sparsecomp.cli"])
+@pytest.mark.parametrize("module", ["tvm", "typer", "sparsecomp.train", "sparsecomp.cli", "sparsecomp.page"])
 def test_importing_the_library_does_not_import(module: str) -> None:
     code = f"import sys, sparsecomp; sys.exit({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

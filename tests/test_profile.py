@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsecomp import InputError, codegen, compile_sparse
 from sparsecomp.codegen.reference import StoredCost
 from sparsecomp.profile import CallProfile, Profile, RegionProfile
-from tests.passes.programs import Wired, sparse
+from tests.passes.programs import Branching, Wired, sparse
 
 
 def example() -> Profile:
@@ -83,6 +83,7 @@ def test_a_compiled_call_is_profiled_kernel_by_kernel() -> None:
     assert [call.label for call in first.calls] == ["enter", "a", "layer norm", "exit"]
     assert [call.label for call in second.calls] == ["enter", "b", "exit"]
     assert [name.split()[0] for name, _ in profile.operators] == ["aten.softmax.int"]
+    assert profile.order == ("region.0", profile.operators[0][0], "region.1")
     assert all(call.seconds > 0 for region in profile.regions for call in region.calls)
     assert all(call.label in str(profile) for region in profile.regions for call in region.calls)
     assert torch.equal(compiled(x), compiled(x))
@@ -97,18 +98,6 @@ def test_a_region_of_the_reference_is_one_kernel() -> None:
 def test_another_batch_is_profiled_as_well() -> None:
     compiled = compile_sparse(model(), (torch.randn(2, 5, 16),), min_speedup=0, target="reference")
     assert compiled.profile(torch.randn(7, 5, 16)).regions
-
-
-class Branching(nn.Module):
-    """Whose graph cannot be captured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(16, 16)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fc(x)
-        return y if y.sum() > 0 else -y
 
 
 def test_a_call_without_a_graph_has_nothing_to_profile() -> None:

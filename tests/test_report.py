@@ -92,11 +92,15 @@ def test_data(report: Report) -> None:
     assert first["choice"] == str(HOW)
     assert (first["dense_ms"], first["chosen_ms"]) == (2.0, 0.5)
     assert (first["dense_flops"], first["flops"]) == (2 * 8 * 16 * 10, 2 * 8 * 8 * 10)
+    unknown = {"predicted_ms": None, "idle_ms": None}
     assert first["candidates"] == [
-        {"kernel": DENSE, "ms": 2.0},
-        {"kernel": str(HOW), "ms": 0.5},
+        {"kernel": DENSE, "ms": 2.0, **unknown, "stored": 128, "skips": False},
+        {"kernel": str(HOW), "ms": 0.5, **unknown, "stored": 64, "skips": True},
         {"kernel": "rows 1x1", "refused": "would multiply too much"},
     ]
+    assert first["break_even"] is None
+    assert first["picture"] == {"cells": ["f" * 8 + "0" * 8] * 8, "corner": []}
+    assert data["flow"] == []
     assert (last["choice"], last["chosen_ms"], last["bytes"]) == ("dense", 2.0, 512)
     assert data["untouched"] == [{"name": "tokens", "reason": "embedding: not lowered yet"}]
     assert data["passes"][0] == {"name": "find-layers", "ms": pytest.approx(12.3), "changed": "layers +3"}

@@ -97,6 +97,14 @@ def test_the_report_as_data() -> None:
     assert found["parameters"][1] < found["parameters"][0]
 
 
+def test_a_layer_of_the_report_names_the_parameter_that_groups_cross() -> None:
+    data = analyze(slim_network(), (torch.randn(2, 3, 16, 16),)).as_dict()
+    crossed = {name.partition("[")[0] for group in data["slimming"]["groups"] for name in group["crosses"]}
+    weights = [layer["weight"] for layer in data["layers"]]
+    assert weights == ["stem.weight", "conv1.weight", "conv2.weight", "head.weight"]
+    assert {"conv1.weight", "conv2.weight"} <= crossed
+
+
 def cut_only_filters(graph: torch.fx.GraphModule, *rest: object) -> dict[str, Cut]:
     """A broken pass: conv1 shrinks, and nothing that reads it."""
     graph.get_submodule("conv1").weight = nn.Parameter(torch.zeros(3, 4, 3, 3), requires_grad=False)

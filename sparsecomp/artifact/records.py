@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -59,7 +59,7 @@ def _encode_plain(value: Any, hint: Any) -> Any:
 
 
 def decode(data: Any, hint: Any) -> Any:
-    """Inverse of `encode`.
+    """Inverse of `encode`. A field that a record lacks has its default: it may be younger than the file.
 
     Raises:
         ArtifactError: the data is not of that type.
@@ -90,10 +90,12 @@ def decode(data: Any, hint: Any) -> Any:
 def _decode_record(data: Any, hint: Any) -> Any:
     _expect(isinstance(data, dict), data, f"a record {hint.__name__}")
     hints = _hints(hint)
+    given = set(data) - {KIND}
     names = {f.name for f in fields(hint)}
-    _expect(set(data) - {KIND} == names, sorted(data), f"the fields of {hint.__name__}")
+    needed = {f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING}
+    _expect(needed <= given <= names, sorted(data), f"the fields of {hint.__name__}")
     try:
-        return hint(**{name: decode(data[name], hints[name]) for name in names})
+        return hint(**{name: decode(data[name], hints[name]) for name in given})
     except (AssertionError, TypeError, ValueError, KeyError) as error:
         raise ArtifactError(f"a record {hint.__name__} makes no sense: {error}") from error
 

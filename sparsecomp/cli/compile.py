@@ -6,13 +6,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import sparsecomp
 from sparsecomp.cli.answer import answer, at_work
-from sparsecomp.cli.inputs import InputSpec
+from sparsecomp.cli.example import Example
+from sparsecomp.cli.inputs import example
 from sparsecomp.cli.models import ARTIFACT, load_example
 from sparsecomp.cli.options import (
     CodeTarget,
@@ -28,6 +29,7 @@ from sparsecomp.cli.options import (
 )
 from sparsecomp.errors import ArtifactError, InputError
 from sparsecomp.module import SparseModule
+from sparsecomp.profile import Profile
 from sparsecomp.target import Target
 
 
@@ -52,6 +54,17 @@ Output = Annotated[
 ]
 
 
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the report to a page of HTML as well, with the time line of a call on the inputs.",
+        show_default=False,
+    ),
+]
+
+
 def compile_model(
     model: Model,
     output: Output,
@@ -67,7 +80,8 @@ def compile_model(
     """Compile a model, write it to a file that sparsecomp.load reads, and print the report."""
     check_writable(output)
     with at_work(quiet):
-        compiled = compiled_example(model, inputs or (), skip or (), min_speedup, target, threads, seed)
+        found = load_example(model, inputs or (), seed)
+        compiled = compiled_example(found, skip or (), min_speedup, target, threads)
         failed = _saved(compiled, output)
     size = None if failed else output.stat().st_size
     data = compiled.report.as_dict() | {"file": None if failed else str(output), "file_bytes": size}
@@ -98,31 +112,51 @@ def report(
     target: CodeTarget = None,
     threads: Threads = None,
     seed: Seed = 0,
+    html: Html = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Print the report of a compiled module, or compile a model for it: what was found, chosen and gained, and why."""
+    if html is not None:
+        check_writable(html, "report.html")
     with at_work(quiet):
         if is_artifact(model):
-            found = loaded(model).report
+            compiled, call = loaded(model), example(inputs, seed) if inputs else None
         else:
-            found = compiled_example(
-                model, inputs or (), skip or (), min_speedup, target, threads, seed
-            ).report
-    answer(str(found), found.as_dict(), as_json)
+            found = load_example(model, inputs or (), seed)
+            call = None if found.args is None else (found.args, dict(found.kwargs))
+            compiled = compiled_example(found, skip or (), min_speedup, target, threads)
+        if html is not None:
+            compiled.report.to_html(html, _profile(compiled, call, model))
+    text, data = str(compiled.report), compiled.report.as_dict()
+    if html is not None:
+        size = html.stat().st_size
+        text, data = f"{text}\n\n{html}: {size / 1e6:.1f} MB", data | {"page": str(html), "page_bytes": size}
+    answer(text, data, as_json)
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _profile(compiled: SparseModule, call: Call | None, name: str) -> Profile | None:
+    """Of the example call; None where there is none, or no graph: the report says why.
+
+    Raises:
+        InputError: the module cannot be run on the inputs.
+    """
+    if call is None or compiled.report.rung != "whole graph":
+        return None
+    try:
+        return compiled.profile(*call[0], **call[1])
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} cannot be run on these inputs: {type(error).__name__}: {error}") from error
 
 
 def compiled_example(
-    model: str,
-    inputs: Sequence[InputSpec],
-    skip: Sequence[str],
-    min_speedup: float,
-    target: Target | None,
-    threads: int | None,
-    seed: int,
+    found: Example, skip: Sequence[str], min_speedup: float, target: Target | None, threads: int | None
 ) -> SparseModule:
-    """Load and compile."""
-    found = load_example(model, inputs, seed)
     return sparsecomp.compile_sparse(
         found.model,
         found.args,
@@ -152,14 +186,15 @@ def loaded(name: str) -> SparseModule:
     return module
 
 
-def check_writable(path: Path) -> None:
-    """
+def check_writable(path: Path, name: str = "m.sparsecomp") -> None:
+    """`name`: what such a file may be called.
+
     Raises:
         InputError: no file can be written there. Known before the work begins, not after.
     """
     folder = path.absolute().parent
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file in it, {path / 'm.sparsecomp'}.")
+        raise InputError(f"{path} is a folder: name a file in it, {path / name}.")
     if not folder.is_dir():
         raise InputError(f"{path} cannot be written: there is no folder {folder}.")
     if not os.access(folder, os.W_OK):

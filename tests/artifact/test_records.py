@@ -61,6 +61,12 @@ def test_records_come_back(record: Any, hint: Any) -> None:
     assert decode(through_json(encode(record, hint)), hint) == record
 
 
+def test_a_field_that_is_younger_than_the_file_has_its_default() -> None:
+    old = encode(Candidate("k", 1e-3, stored=3), Candidate)
+    del old["predicted"], old["predicted_idle"]
+    assert decode(through_json(old), Candidate) == Candidate("k", 1e-3, stored=3)
+
+
 constants = st.one_of(
     st.none(),
     st.booleans(),

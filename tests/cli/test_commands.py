@@ -83,6 +83,39 @@ def test_report_of_a_file_and_of_a_model(artifact: Path) -> None:
     assert as_json("report", *QUICK)["target"] == "reference (plain PyTorch)"
 
 
+def test_report_writes_a_page_with_the_time_line_of_a_call(artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    told = run("report", *QUICK, "--min-speedup", "0", "--html", str(path)).stdout
+    assert told.rstrip().splitlines()[-1].startswith(f"{path}: ")
+    page = path.read_text()
+    assert '<section id="time"' in page
+    assert "plain PyTorch" in page
+    data = as_json("report", str(artifact), "--html", str(path), "-i", "float32:3x48")
+    assert (data["page"], data["page_bytes"]) == (str(path), path.stat().st_size)
+    assert '<section id="time"' in path.read_text()
+
+
+def test_a_page_without_a_call_has_no_time_line(artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert "page" not in as_json("report", str(artifact))
+    run("report", str(artifact), "--html", str(path))
+    page = path.read_text()
+    assert '<section id="time"' not in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "2 of 2 layers converted" in page
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(artifact: Path, tmp_path: Path) -> None:
+    assert f"name a file in it, {tmp_path / 'report.html'}" in refusal(
+        "report", "nothing", "--html", str(tmp_path)
+    )
+    path = tmp_path / "report.html"
+    assert "cannot be run on these inputs" in refusal(
+        "report", str(artifact), "--html", str(path), "-i", "float32:3x5"
+    )
+    assert not path.exists()
+
+
 def test_of_a_file_from_elsewhere_a_note_says_what_is_made_again(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsecomp.codegen import measure
 from sparsecomp.codegen.call import Call
 from sparsecomp.codegen.crew import ATTEMPTS, Crew
 from sparsecomp.codegen.machine import machine_of
@@ -126,6 +127,22 @@ def test_later_compilations_use_it_without_measuring(monkeypatch: pytest.MonkeyP
     assert tuned.how is not None
     assert isinstance(tuned.how.schedule, Schedule)
     assert tuned.how.schedule.vectors == 3
+
+
+def test_candidates_say_what_was_predicted_before_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    timings, layer = Timings.in_memory(), LAYERS[0]
+    monkeypatch.setattr(measure, "seconds_in_turn", lambda contestants: [1e-4] * len(contestants))
+    dense, *kernels = Meter(Target(), 1, timings).candidates(layer, matrix(layer))
+    assert dense.predicted is None
+    timed = [candidate for candidate in kernels if not candidate.refused]
+    for candidate in timed:
+        assert candidate.how is not None
+        work = Call.of(layer, matrix(layer)).work(candidate.how, MACHINE)
+        assert candidate.predicted == pytest.approx(fit([], 1).seconds(work)), "nothing was known yet"
+        assert candidate.predicted_idle is not None
+        assert 0 < candidate.predicted_idle < candidate.predicted
+    later = Meter(Target(), 1, timings).candidates(layer, matrix(layer))
+    assert [candidate.predicted for candidate in later[1:]] != [candidate.predicted for candidate in kernels]
 
 
 def test_where_the_defaults_win_they_stay() -> None:

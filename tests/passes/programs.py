@@ -97,6 +97,18 @@ class Wired(nn.Module):
         return self.function(self, *inputs)
 
 
+class Branching(nn.Module):
+    """Whose graph cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        return y if y.sum() > 0 else -y
+
+
 def let(function: Callable[..., Any], *values: Any) -> Any:
     """function(*values): names for what one expression reads more than once."""
     return function(*values)
