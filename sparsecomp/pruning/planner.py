@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,15 @@ from sparsecomp.pruning.allocate import runners_up
 from sparsecomp.pruning.candidate import DENSE, Candidate
 from sparsecomp.pruning.goal import Goal
 from sparsecomp.pruning.gradients import Loss
-from sparsecomp.pruning.layers import prunable_layers
+from sparsecomp.pruning.inventory import Inventory, take_inventory
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.pruning.prune import Method
 from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, held_out_loss, within
 from sparsecomp.pruning.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
 from sparsecomp.pruning.state import State, digest, state_of
+from sparsecomp.pruning.storage import Storage
 from sparsecomp.pruning.stretch import Stretch
 from sparsecomp.pruning.subject import Example, Subject
-from sparsecomp.pruning.weight_bytes import weight_bytes
 from sparsecomp.pruning.whole import ModelClock
 from sparsecomp.target import Target
 
@@ -48,6 +48,7 @@ class Request:
     threads: int
     measure: bool
     evaluate: Evaluate | None
+    quality: Evaluate | None
     sensitivity: Evaluate | None
     loss: Loss | None
     resume: Path | None
@@ -88,10 +89,11 @@ class Planner:
         self.notes += found.remarks
         model, layer_notes = subject.pruned(found.choices)
         stretch = times.first if times else Stretch(0.0, 1.0)
-        totals = self._totals(found.choices, model, stretch, times)
+        inventory = take_inventory(model, found.choices)
+        totals = self._totals(found.choices, model, stretch, times, inventory)
         self._compare(totals)
         layers = tuple(
-            self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""))
+            self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""), inventory.stored[name])
             for name in subject.weights
         )
         self.state.drop_tensors()
@@ -123,7 +125,8 @@ class Planner:
             ModelClock, subject.model, example.args, example.kwargs, request.target, request.threads
         )
         conditions = codegen.conditions(request.target, request.threads)
-        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}")
+        speedup = request.goal.amount if request.goal.kind == "target_speedup" else None
+        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}", speedup)
 
     @property
     def _cost(self) -> Price:
@@ -171,27 +174,37 @@ class Planner:
                 return within(series, goal, (1 - goal.amount) * whole - rest, least)
 
     def _totals(
-        self, choices: Choices, model: nn.Module, stretch: Stretch, times: Timekeeper | None
+        self,
+        choices: Choices,
+        model: nn.Module,
+        stretch: Stretch,
+        times: Timekeeper | None,
+        inventory: Inventory,
     ) -> Totals:
-        subject, evaluate = self.subject, self.request.evaluate
-        kept = _nonzeros(model, subject.weights)
-        nbytes = (weight_bytes(subject.weights[n], c, kept[n]) for n, c in choices.items())
+        subject, evaluate, quality = self.subject, self.request.evaluate, self.request.quality
         dense_bytes = subject.other_bytes + sum(subject.nbytes(name, DENSE) for name in choices)
         return Totals(
             predicted_seconds=stretch.whole(subject.alone(choices)),
             dense_bytes=round(dense_bytes),
-            bytes=subject.other_bytes + sum(nbytes),
+            bytes=subject.other_bytes + inventory.nbytes,
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
-            kept=sum(kept.values()),
+            kept=sum(inventory.kept.values()),
             error=sum(subject.error(n, c) for n, c in choices.items()),
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
             eager_seconds=times.dense.eager if times else None,
             dense_loss=held_out_loss(evaluate, subject.model) if evaluate else None,
             loss=held_out_loss(evaluate, model) if evaluate else None,
+            dense_quality=held_out_loss(quality, subject.model, "quality") if quality else None,
+            quality=held_out_loss(quality, model, "quality") if quality else None,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            nonzeros=inventory.nonzeros,
+            dense_flops=round(sum(subject.flops(name) for name in choices)),
+            flops=round(sum(subject.flops(name, kept) for name, kept in inventory.kept.items())),
+            formats=inventory.formats,
         )
 
-    def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str) -> LayerPlan:
+    def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str, stored: Storage) -> LayerPlan:
         subject = self.subject
 
         def option(candidate: Candidate) -> Option:
@@ -210,10 +223,7 @@ class Planner:
             option(chosen),
             option(DENSE).seconds,
             tuple(option(candidates[number]) for number in near),
+            stored.format,
+            stored.nbytes,
             subject.notes[name] or note,
         )
-
-
-def _nonzeros(model: nn.Module, names: Collection[str]) -> dict[str, int]:
-    """Weights of each layer that are not zero."""
-    return {n: int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in names}

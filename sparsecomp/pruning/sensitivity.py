@@ -10,7 +10,7 @@ from sparsecomp.errors import InputError
 from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.layers import prunable_layers
 from sparsecomp.pruning.model import layer_weight, set_layer_weight
-from sparsecomp.pruning.prune import Method, prune_weight
+from sparsecomp.pruning.prune import Method, prune_each
 from sparsecomp.pruning.statistics import Statistics
 
 Sensitivity = dict[str, dict[Candidate, float]]
@@ -40,8 +40,8 @@ def layer_errors(
     given = statistics or {}
     return {
         name: {
-            candidate: prune_weight(layer_weight(weight), candidate, given.get(name), method).error
-            for candidate in candidates
+            pruned.candidate: pruned.error
+            for pruned in prune_each(layer_weight(weight), candidates, given.get(name), method)
         }
         for name, weight in prunable_layers(model, layers).items()
     }
@@ -79,11 +79,9 @@ def fisher_losses(
             )
         before = layer_weight(weight)
         found[name] = {}
-        for candidate in candidates:
-            change = (
-                (prune_weight(before, candidate, own, method).weight - before).double().reshape(weight.shape)
-            )
-            found[name][candidate] = float((own.fisher * change.square()).sum() / 2)
+        for pruned in prune_each(before, candidates, own, method):
+            change = (pruned.weight - before).double().reshape(weight.shape)
+            found[name][pruned.candidate] = float((own.fisher * change.square()).sum() / 2)
     return found
 
 
@@ -111,12 +109,10 @@ def measured_losses(
     for name, weight in prunable_layers(model, layers).items():
         before = layer_weight(weight).clone()
         found[name] = {}
-        for candidate in candidates:
+        for pruned in prune_each(before, candidates, given.get(name), method):
             try:
-                if not candidate.is_dense:
-                    pruned = prune_weight(before, candidate, given.get(name), method)
-                    set_layer_weight(weight, pruned.weight)
-                found[name][candidate] = 0.0 if candidate.is_dense else loss(model) - dense
+                set_layer_weight(weight, pruned.weight)
+                found[name][pruned.candidate] = 0.0 if pruned.candidate.is_dense else loss(model) - dense
             finally:
                 set_layer_weight(weight, before)
     return found

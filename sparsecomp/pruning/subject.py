@@ -127,6 +127,11 @@ class Subject:
         """Weights that are not zero, at most."""
         return most_kept(self.weights[name], candidate)
 
+    def flops(self, name: str, kept: int | None = None) -> float:
+        """Of the layer's calls on the example; by so many of its weights, by default all."""
+        share = 1.0 if kept is None else kept / self.weights[name].parameter.numel()
+        return share * sum(layer.dense_flops for layer, _ in self.calls.get(name, ()))
+
     def nbytes(self, name: str, candidate: Candidate) -> float:
         """Of the weight in its smallest exact format."""
         return weight_bytes(self.weights[name], candidate)
