@@ -56,6 +56,9 @@ class Options(TypedDict, total=False):
     """As for `compile_sparse`."""
     threads: int | None
     """Number of threads, for which times hold; by default `torch.get_num_threads()`."""
+    verify: bool
+    """False believes that errors of layers add up. By default plans of each structure alone and of one sparsity for all
+    layers are made as well, and the one whose model loses least on the calibration data is taken."""
     measure: bool
     """False compiles and times no whole model: the plan then has times of layers alone."""
     resume: str | Path | None
@@ -130,6 +133,7 @@ def _request(goal: Goal, batches: Sequence[Any], options: Options) -> Request:
         target=Target.parse(options.get("target")),
         threads=positive(options.get("threads")) or torch.get_num_threads(),
         measure=bool(options.get("measure", True)),
+        verify=bool(options.get("verify", True)),
         evaluate=_function("evaluate", options.get("evaluate")),
         quality=_function("quality", options.get("quality")),
         sensitivity=_function("sensitivity", options.get("sensitivity")),

@@ -67,7 +67,9 @@ class Surgery:
             found.append((*in_rounds(work, hessian, self._tile, count, self.limits), "rounds"))
         if not found:
             found.append((*self._swept(sparsity), "sweep"))
-        mask, result, how = min(found, key=lambda way: _error(work, way[1], hessian))
+        mask, result, how = found[0]
+        if len(found) > 1:
+            mask, result, how = min(found, key=lambda way: _error(work, way[1], hessian))
         untouched = mask & hessian.dead[:, None]
         return mask, torch.where(untouched, weights, result), how
 

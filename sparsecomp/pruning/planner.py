@@ -23,8 +23,9 @@ from sparsecomp.pruning.gradients import Loss
 from sparsecomp.pruning.inventory import Inventory, take_inventory
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.pruning.prune import Method
+from sparsecomp.pruning.rivals import compare, distributed, optimal, rivals_of
 from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, held_out_loss, within
-from sparsecomp.pruning.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
+from sparsecomp.pruning.series import Allocation, Choices, Price, Series, first_within
 from sparsecomp.pruning.state import State, digest, state_of
 from sparsecomp.pruning.storage import Storage
 from sparsecomp.pruning.stretch import Stretch
@@ -47,6 +48,7 @@ class Request:
     target: Target
     threads: int
     measure: bool
+    verify: bool
     evaluate: Evaluate | None
     quality: Evaluate | None
     sensitivity: Evaluate | None
@@ -85,7 +87,7 @@ class Planner:
         subject, request = self.subject, self.request
         subject.measure(request.target, request.threads)
         times = self._timekeeper() if request.measure else None
-        found = self._solve(self._series(), times)
+        found = self._solve(self._series(times), times)
         self.notes += found.remarks
         model, layer_notes = subject.pruned(found.choices)
         stretch = times.first if times else Stretch(0.0, 1.0)
@@ -135,18 +137,41 @@ class Planner:
         prices: dict[str, Price] = {"target_bytes": subject.nbytes, "sparsity": subject.kept}
         return prices.get(self.request.goal.kind, subject.seconds)
 
-    def _series(self) -> Series:
+    def _series(self, times: Timekeeper | None) -> Series:
+        """The plans of which one is looked for."""
         subject, request = self.subject, self.request
         subject.learn_errors()
         if request.allocation == "optimal":
-            return OptimalSeries(subject.candidates, self._cost, subject.error)
+            return self._best_rival(times)
         structure = next(c.structure for c in request.candidates if not c.is_dense)
         if structure.only_sparsity is not None:
             raise InputError(
                 f"allocation {request.allocation!r} needs a structure of any sparsity, not {structure}."
             )
-        free = {name: subject.weights[name] for name, found in subject.candidates.items() if len(found) > 1}
-        return plain_series(request.allocation, free, structure, self._cost)
+        return distributed(subject, self._cost, request.allocation, structure)
+
+    def _best_rival(self, times: Timekeeper | None) -> Series:
+        """Where there are data: of all ways to the budget, the one whose pruned model is measured to lose least."""
+        subject, request = self.subject, self.request
+        if not (request.verify and subject.batches) or request.goal.kind == "max_loss":
+            return optimal(subject, self._cost)
+        budget = self._budget
+        if request.goal.kind == "target_speedup":
+            assert times is not None
+            budget = times.stretch.alone(times.dense.compiled / request.goal.amount)
+        rivals = rivals_of(subject, self._cost, budget)
+        verdict = compare(rivals, lambda series: first_within(series, budget), subject.judged)
+        if len(verdict.losses) > 1:
+            self.notes.append(f"{verdict}: {verdict.best} was taken")
+        return rivals[verdict.best]
+
+    @property
+    def _budget(self) -> float:
+        """Of what is not timed: bytes of these layers' weights, or weights that are kept."""
+        goal, subject = self.request.goal, self.subject
+        if goal.kind == "target_bytes":
+            return goal.amount - subject.other_bytes
+        return (1 - goal.amount) * sum(subject.kept(name, DENSE) for name in subject.weights)
 
     def _solve(self, series: Series, times: Timekeeper | None) -> Found:
         found = self._search(series, times)
@@ -155,7 +180,6 @@ class Planner:
 
     def _search(self, series: Series, times: Timekeeper | None) -> Found:
         goal, subject = self.request.goal, self.subject
-        stuck = sum(self._cost(name, DENSE) for name, found in subject.candidates.items() if len(found) == 1)
         match goal.kind:
             case "target_speedup":
                 assert times is not None
@@ -164,14 +188,14 @@ class Planner:
                 assert self.request.evaluate is not None
                 return at_loss(series, goal, subject, self.request.evaluate)
             case "target_bytes":
-                rest = subject.other_bytes + (stuck if self.request.allocation != "optimal" else 0.0)
-                least = f"the least that these candidates leave is {{:.0f}} bytes of weights, and {rest:.0f} of the rest"
-                return within(series, goal, goal.amount - rest, least)
+                least = (
+                    "the least that these candidates leave is {:.0f} bytes of weights, and "
+                    f"{subject.other_bytes:.0f} of the rest"
+                )
             case "sparsity":
                 whole = sum(subject.kept(name, DENSE) for name in subject.weights)
-                rest = stuck if self.request.allocation != "optimal" else 0.0
                 least = f"at least {{:.0f}} of {whole:.0f} weights are kept by these candidates"
-                return within(series, goal, (1 - goal.amount) * whole - rest, least)
+        return within(series, goal, self._budget, least)
 
     def _totals(
         self,

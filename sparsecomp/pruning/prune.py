@@ -15,7 +15,7 @@ from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.fisher import FisherSurgery
 from sparsecomp.pruning.hessian import DAMPING, Hessian
 from sparsecomp.pruning.obs import Surgery
-from sparsecomp.pruning.pruned import Pruned, output_error
+from sparsecomp.pruning.pruned import Pruned, output_energy, relative_error
 from sparsecomp.pruning.repair import least_squares
 from sparsecomp.pruning.selection import kept_groups
 from sparsecomp.pruning.statistics import Statistics
@@ -90,7 +90,7 @@ def prune_each(
     for candidate in candidates:
         mask, result, used, note = _Call(layer, candidate).run(method)
         result = torch.where(mask, result, 0.0).to(weight.dtype)
-        error = output_error(layer.matrix, result, statistics)
+        error = relative_error(result.double() - layer.matrix, layer.energy, statistics)
         if not candidate.is_dense and bool(mask.all()):
             note = "; ".join(filter(None, (note, "too small to lose a group")))
         yield Pruned(result.reshape(weight.shape), mask.reshape(weight.shape), error, candidate, used, note)
@@ -124,6 +124,10 @@ class _Layer:
     @cached_property
     def matrix(self) -> Tensor:
         return self.weight.detach().reshape(self.shape).double()
+
+    @cached_property
+    def energy(self) -> float:
+        return output_energy(self.matrix, self.statistics)
 
     @property
     def grouped(self) -> Tensor:

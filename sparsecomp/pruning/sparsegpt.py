@@ -73,6 +73,9 @@ def _quotas(weight: Tensor, factor: Tensor, rows: int, width: int, count: int, s
 
 def _costs(block: Tensor, square: Tensor, rows: int, width: int) -> Tensor:
     """Of each group: rows / rows of a group x columns / width."""
+    if width == 1:
+        single = (block / square.diagonal()).square()
+        return single.reshape(-1, rows, block.shape[1]).sum(dim=1)
     parts = block.reshape(len(block), -1, width)
     squares = (
         square.reshape(parts.shape[1], width, parts.shape[1], width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
