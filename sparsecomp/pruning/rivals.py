@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparsecomp.pruning.allocate import STATES
-from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.candidate import DENSE
 from sparsecomp.pruning.reweigh import Factors, search_factors
 from sparsecomp.pruning.series import (
     Allocation,
@@ -52,19 +51,17 @@ def optimal(subject: Subject, cost: Price, structure: Pattern | None = None) -> 
     """Plans of least error. structure: the only one, beside dense."""
     candidates = {
         name: [c for c in found if c.is_dense or structure in (None, c.structure)]
-        for name, found in subject.candidates.items()
+        for name, found in subject.choices.items()
     }
-    return OptimalSeries(candidates, cost, subject.error)
+    return OptimalSeries(candidates, cost, subject.expected_error)
 
 
 def weighed(subject: Subject, cost: Price, budget: float) -> OptimalSeries:
     """Plans of all structures, with factors of layers' errors that were searched for at this budget."""
 
-    def series(factors: Factors, states: int = SKETCH) -> OptimalSeries:
-        def error(name: str, candidate: Candidate) -> float:
-            return factors[name] * subject.error(name, candidate)
-
-        return OptimalSeries(subject.candidates, cost, error, states)
+    def series(factors: Factors) -> OptimalSeries:
+        """Of candidates whose weights the sketch has."""
+        return OptimalSeries(subject.candidates, cost, lambda n, c: factors[n] * subject.error(n, c), SKETCH)
 
     names = list(subject.candidates)
     starts = [dict.fromkeys(names, 1.0), {name: _gain(subject, name) for name in names}]
@@ -73,7 +70,7 @@ def weighed(subject: Subject, cost: Price, budget: float) -> OptimalSeries:
     if found is None:
         found = search_factors(starts, series, budget, subject.sketched)
         subject.kept_opinions.put(key, found)
-    return series(found, STATES)
+    return OptimalSeries(subject.choices, cost, lambda n, c: found[n] * subject.expected_error(n, c))
 
 
 def _gain(subject: Subject, name: str) -> float:

@@ -19,7 +19,7 @@ from sparsecomp.front import analysed
 from sparsecomp.layer import Layer
 from sparsecomp.progress import Watch
 from sparsecomp.pruning.calibration import collect
-from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.candidate import DENSE, Candidate, refined
 from sparsecomp.pruning.energy import removed_energies
 from sparsecomp.pruning.gradients import Loss
 from sparsecomp.pruning.judge import Judge
@@ -34,7 +34,7 @@ from sparsecomp.pruning.model import (
 )
 from sparsecomp.pruning.prune import Method, prune_each
 from sparsecomp.pruning.pruned import Pruned
-from sparsecomp.pruning.sensitivity import fisher_losses, layer_errors, measured_losses
+from sparsecomp.pruning.sensitivity import error_between, fisher_losses, layer_errors, measured_losses
 from sparsecomp.pruning.series import Choices, fingerprint
 from sparsecomp.pruning.sketch import Sketch
 from sparsecomp.pruning.state import State
@@ -172,6 +172,22 @@ class Subject:
         if self._known_error(name, candidate) is None:
             self._learn_errors(name, (candidate,))
         return float(self._known_error(name, candidate))
+
+    def expected_error(self, name: str, candidate: Candidate) -> float:
+        """The same; between two candidates of the layer it is read off these and not found by pruning."""
+        known = {
+            c.sparsity: self.error(name, c)
+            for c in self.candidates[name]
+            if c.structure == candidate.structure and not c.is_dense
+        }
+        if candidate.is_dense or candidate.sparsity in known or not known:
+            return self.error(name, candidate)
+        return error_between(known, candidate.sparsity)
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[Candidate, ...]]:
+        """What each layer may become: the candidates, and those between them."""
+        return {name: refined(found) for name, found in self.candidates.items()}
 
     def _learn_errors(self, name: str, candidates: Sequence[Candidate]) -> None:
         for candidate, error in self._errors(name, candidates).items() if candidates else ():
