@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -41,6 +43,6 @@ def test_refined_keeps_what_it_was_given() -> None:
     assert found[: len(levels)] == levels
     sparsities = sorted(c.sparsity for c in found if str(c.structure) == "unstructured" and not c.is_dense)
     assert len(sparsities) == 9
-    ratios = [(1 - b) / (1 - a) for a, b in zip(sparsities, sparsities[1:], strict=False)]
+    ratios = [(1 - b) / (1 - a) for a, b in itertools.pairwise(sparsities)]
     assert ratios == pytest.approx([ratios[0]] * 8, rel=0.02)
     assert [str(c) for c in found if c.structure.n_of_m] == ["2:4 at 50.0 %"]
