@@ -22,8 +22,9 @@ def weight_bytes(weight: Weight, candidate: Candidate) -> int:
 
 
 def formats_of(weight: Weight, candidate: Candidate) -> tuple[Tiling, ...]:
-    """The blocks that formats are tried with: the usual ones and the candidate's."""
-    return tuple(dict.fromkeys((*BLOCKS, own_blocks(weight, candidate))))
+    """The blocks that formats are tried with: the usual ones and the candidate's, if these are any."""
+    own = own_blocks(weight, candidate)
+    return BLOCKS if own.rows == own.columns == 1 else tuple(dict.fromkeys((*BLOCKS, own)))
 
 
 def own_blocks(weight: Weight, candidate: Candidate) -> Tiling:

@@ -23,4 +23,5 @@ def test_every_weight_is_counted_in_its_smallest_format() -> None:
     assert found.nbytes == forms[0]["bitmap"] + forms[1]["bsr 4x1"] + 256 * 4
     assert found.formats == {name: forms[0][name] + forms[1][name] for name in forms[0]}
     assert list(found.formats.values()) == sorted(found.formats.values())
+    assert not any(name.endswith("1x1") for name in found.formats)  # which are bitmap and csr
     assert found.nonzeros == 1024 + 104 + 256 + 32 + 32 + 8
