@@ -57,6 +57,7 @@ bench: $(VENV)/.bench  ## models and kernels beside their rivals, memory, overhe
 	$(BIN)/python -m benchmarks.widths
 	$(BIN)/python -m benchmarks.sparsify
 	$(BIN)/python -m benchmarks.equal_latency
+	$(BIN)/python -m benchmarks.wanda_groups
 
 clean:  ## remove the environment and every cache
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist docs/_build

@@ -1,94 +1,75 @@
 """Plans of the same speed on real data: `python -m benchmarks.equal_latency`; `--help` lists the options.
 
-LeNet on the digits is trained, then planned to one measured speed-up in several ways: with every structure, with each structure
-alone, and with the same sparsity in every layer. What counts is the loss on images that no plan has seen. One-shot:
-nothing is trained after pruning.
+A network is trained, then planned to one latency in every way: with all structures, with each structure alone, with one
+sparsity in all layers, and as `sparsify` does, which takes the one of these that moves the outputs least on calibration data. What
+counts is the loss on data that neither training nor planning has seen. One-shot: nothing is trained after pruning.
+
+Latency is the sum of the layers' measured times, from a table that is measured once and kept beside the results: of
+networks so small the time of a whole one changes more from minute to minute than from plan to plan.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
-import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.machine import Machine
-from benchmarks.ssl.digits import Digits, accuracy
+from benchmarks.sparsify_quality import convnet
+from benchmarks.ssl.digits import Digits
 from benchmarks.ssl.nets import lenet
+from benchmarks.ssl.training import Phase, fit
 from benchmarks.store import RESULTS, write, write_json
-from sparsecomp import InputError, sparsify
+from benchmarks.text import ByteTransformer, Text, bits_per_byte, fit_text
+from sparsecomp.progress import Watch
+from sparsecomp.pruning.candidate import default_candidates
+from sparsecomp.pruning.latency import LatencyTable
+from sparsecomp.pruning.prune import METHODS
+from sparsecomp.pruning.rivals import compare, rivals_of
+from sparsecomp.pruning.series import fingerprint, first_within
+from sparsecomp.pruning.state import State
+from sparsecomp.pruning.subject import Example, Subject
+from sparsecomp.target import Target
 
-EPOCHS, BATCH, RATE = 12, 64, 0.05
-CALIBRATION = 512
-"""Training images that methods look at."""
-EQUAL = 0.1
-"""Relative difference up to which measured speed-ups count as equal."""
-WAYS: dict[str, dict[str, Any]] = {
-    "mixed": {},
-    "unstructured": {"structures": ("unstructured",)},
-    "4x1": {"structures": ("4x1",)},
-    "uniform unstructured": {"structures": ("unstructured",), "allocation": "uniform"},
-}
-
-
-def main() -> None:
-    options = parse(sys.argv[1:])
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(options.threads)
-    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
-    for seed in range(options.seeds):
-        for speedup in options.speedups:
-            name = f"{speedup:g}x, seed {seed}"
-            if name in rows:
-                continue
-            start = time.perf_counter()
-            rows[name] = row(seed, speedup, options.method)
-            write_json(options.out, {"rows": rows, "machine": str(Machine.here()), "method": options.method})
-            write(options.out.with_suffix(".md"), markdown(rows, options.method))
-            print(f"{name}: {rows[name]} ({time.perf_counter() - start:.0f} s)", flush=True)
+VERIFIED = "sparsify"
+LENGTH = 64
+"""Bytes of a piece of text."""
+TABLE = RESULTS / "equal_latency_table.json"
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.equal_latency", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--speedups", nargs="+", type=float, default=(5.0,))
-    parser.add_argument("--method", default="obs")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "equal_latency.json")
-    return parser.parse_args(arguments)
+@dataclass(frozen=True)
+class Trained:
+    """A dense network, what planning may look at, and its loss on data that nothing else sees."""
+
+    model: nn.Module
+    batches: Sequence[Tensor]
+    held_out: Callable[[nn.Module], float]
 
 
-def trained(digits: Digits, seed: int) -> nn.Module:
-    """SGD with momentum 0.9, its rate falling to nothing along a cosine."""
-    torch.manual_seed(seed)
-    model = lenet()
-    optimizer = torch.optim.SGD(model.parameters(), RATE, momentum=0.9, weight_decay=1e-4)
-    steps = EPOCHS * math.ceil(len(digits.train_y) / BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(EPOCHS):
-        for chosen in torch.randperm(len(digits.train_y)).split(BATCH):  # type: ignore[no-untyped-call]
-            loss = F.cross_entropy(model(digits.train_x[chosen]), digits.train_y[chosen])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+def _digits(make: Callable[[], nn.Module], size: int, epochs: int) -> Callable[[int, bool], Trained]:
+    def train(seed: int, quick: bool) -> Trained:
+        torch.manual_seed(seed)
+        digits, model = Digits.split(seed, size), make()
+        fit(model, digits, Phase(1 if quick else epochs, 0.05), 1e-4)
+        held_out = _nats(digits.test_x, digits.test_y)
+        return Trained(model.eval(), torch.split(digits.train_x[:512], 64), held_out)
+
+    return train
 
 
-def loss_on(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], float]:
-    """Mean cross-entropy, nats."""
+def _nats(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
+    """Mean cross-entropy."""
 
     @torch.no_grad()
     def loss(model: nn.Module) -> float:
@@ -97,68 +78,144 @@ def loss_on(x: torch.Tensor, y: torch.Tensor) -> Callable[[nn.Module], float]:
     return loss
 
 
-def row(seed: int, speedup: float, method: str) -> dict[str, Any]:
-    """Way -> speed-up measured, loss and accuracy on the test images."""
-    digits = Digits.split(seed, 28)
-    model = trained(digits, seed)
-    held_out = loss_on(digits.test_x, digits.test_y)
-    seen = loss_on(digits.train_x[:CALIBRATION], digits.train_y[:CALIBRATION])
-    batches = list(torch.split(digits.train_x[:CALIBRATION], BATCH))
-    found: dict[str, Any] = {"dense": _quality(model, held_out, digits)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, way in WAYS.items():
-            try:
-                plan = sparsify(
-                    model,
-                    batches,
-                    target_speedup=speedup,
-                    method=method,
-                    sensitivity=seen,
-                    resume=folder,
-                    **way,
-                )
-            except InputError as error:
-                found[name] = {"failure": str(error)}
+def _text(seed: int, quick: bool) -> Trained:
+    torch.manual_seed(seed)
+    text, model = Text.of_python(), ByteTransformer(width=64, heads=2, depth=2, length=LENGTH)
+    fit_text(model, text, 5 if quick else 400, LENGTH, seed)
+    seen = text.windows(128, LENGTH, torch.Generator().manual_seed(1000 + seed))
+    held_out = text.held_out_windows(16 if quick else 192, LENGTH)
+    return Trained(model, torch.split(seen, 32), lambda pruned: bits_per_byte(pruned, held_out))
+
+
+@dataclass(frozen=True)
+class Network:
+    train: Callable[[int, bool], Trained]
+    example: Callable[[], Tensor]
+    """Whose latency counts."""
+    speedup: float
+    """Of the layers, over the dense ones: where the ways begin to differ."""
+    unit: str
+
+
+NETWORKS = {
+    "convnet": Network(_digits(convnet, 8, 8), lambda: torch.rand(64, 1, 8, 8), 8.0, "nats"),
+    "lenet": Network(_digits(lenet, 28, 8), lambda: torch.rand(64, 1, 28, 28), 8.0, "nats"),
+    "text": Network(_text, lambda: torch.randint(0, 256, (8, LENGTH)), 5.0, "bits per byte"),
+}
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else {}
+    for name in options.networks:
+        table = latency_table(name, options.table)
+        for seed in options.seeds:
+            key = f"{name}, {options.method}, seed {seed}"
+            if key in rows:
                 continue
-            found[name] = {"speedup": plan.totals.speedup, "sparsity": plan.totals.sparsity}
-            found[name] |= _quality(plan.model, held_out, digits)
+            start = time.perf_counter()
+            rows[key] = row(NETWORKS[name], seed, options.method, table, options.quick)
+            write_json(options.out, {"rows": rows, "machine": str(Machine.here())})
+            write(options.out.with_suffix(".md"), markdown(rows))
+            print(f"{key}: {json.dumps(rows[key])} ({time.perf_counter() - start:.0f} s)", flush=True)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.equal_latency", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["convnet", "text"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
+    parser.add_argument("--method", choices=METHODS, default="obs")
+    parser.add_argument("--quick", action="store_true", help="almost no training: does it run?")
+    parser.add_argument("--table", type=Path, default=TABLE, help="latencies; what is missing is measured")
+    parser.add_argument("--out", type=Path, default=RESULTS / "equal_latency.json")
+    return parser.parse_args(arguments)
+
+
+def latency_table(name: str, path: Path) -> LatencyTable:
+    """From the file, or measured now, on a machine that should have nothing else to do."""
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if name not in known:
+        trained = NETWORKS[name].train(0, True)
+        subject = _subject(NETWORKS[name], trained, "magnitude")
+        subject.measure(Target.parse(None), torch.get_num_threads())
+        assert subject.table is not None
+        known[name] = subject.table.as_dict()
+        write_json(path, known)
+    return LatencyTable.of(known[name])
+
+
+def _subject(network: Network, trained: Trained, method: Any) -> Subject:
+    example = Example((network.example(),), {})
+    return Subject(
+        trained.model,
+        trained.batches,
+        example,
+        default_candidates(),
+        method,
+        State(None),
+        Watch(),
+    )
+
+
+def row(network: Network, seed: int, method: str, table: LatencyTable, quick: bool) -> dict[str, Any]:
+    """Way -> loss on held-out data, how far outputs moved on the calibration data, milliseconds of its layers."""
+    trained = network.train(seed, quick)
+    subject = _subject(network, trained, method)
+    subject.table = table
+    budget = subject.alone({}) / network.speedup
+    found: dict[str, Any] = {
+        "dense": {"loss": trained.held_out(trained.model), "ms": subject.alone({}) * 1e3}
+    }
+    models: dict[str, nn.Module] = {}
+
+    def loss(choices: Any) -> float:
+        model = models[fingerprint(choices)] = subject.pruned(choices)[0]
+        return subject.judge(model)
+
+    rivals = rivals_of(subject, subject.seconds, budget)
+    verdict = compare(rivals, lambda series: first_within(series, budget), loss)
+    for way, calibrated in verdict.losses.items():
+        number = first_within(rivals[way], budget)
+        assert number is not None
+        choices = rivals[way].choices(number)
+        held_out = trained.held_out(models[fingerprint(choices)])
+        found[way] = {"loss": held_out, "seen": calibrated, "ms": subject.alone(choices) * 1e3}
+    found[VERIFIED] = copy.deepcopy(found[verdict.best]) | {"way": verdict.best}
     return found
 
 
-def _quality(model: nn.Module, held_out: Callable[[nn.Module], float], digits: Digits) -> dict[str, float]:
-    return {"loss": held_out(model), "accuracy": accuracy(model, digits)}
-
-
-def markdown(rows: Mapping[str, Mapping[str, Any]], method: str) -> str:
-    """Losses by row; and how often the mixed plan loses less than each other."""
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Losses by row; and how often what `sparsify` takes loses less than each other way."""
+    ways = list(dict.fromkeys(way for row in rows.values() for way in row if way not in ("dense", VERIFIED)))
     about = (
-        f"LeNet on digits, one-shot by {method}: loss on 360 held-out images (accuracy; measured speed-up over the dense "
-        f"compiled model). The last line: in how many of the rows with speeds within {EQUAL:.0%} the mixed plan loses less."
+        "Loss on held-out data, one-shot, all plans of a row within the same sum of measured layer times: digits in nats, "
+        "text in bits per byte. `sparsify` takes the way whose outputs move least on calibration data, without labels. The last lines: of how "
+        "many plans it loses less than the way, as much (it is the same plan), and more."
     )
-    lines = [
-        f"# Plans of the same speed\n\n{about}\n",
-        _line(["plan", "dense", *WAYS]),
-        _line(["---"] * (2 + len(WAYS))),
-    ]
-    lines += [_line([name, *(_cell(row.get(way)) for way in ("dense", *WAYS))]) for name, row in rows.items()]
-    better = [_better(rows, way) for way in WAYS if way != "mixed"]
-    lines.append(_line(["mixed loses less", "", "", *better]))
+    lines = [f"# Plans of the same speed\n\n{about}\n", _line(["plan", "dense", VERIFIED, *ways])]
+    lines.append(_line(["---"] * (3 + len(ways))))
+    for name, row in rows.items():
+        cells = [
+            f"{row[way]['loss']:.4f}" if way in row else "out of reach" for way in ("dense", VERIFIED, *ways)
+        ]
+        cells[1] += f" ({row[VERIFIED]['way']})"
+        lines.append(_line([name, *cells]))
+    for network in dict.fromkeys(name.split(",")[0] for name in rows):
+        own = [row for name, row in rows.items() if name.split(",")[0] == network]
+        lines.append(
+            _line([f"{network}: less, as much, more", "", "", *(_compared(own, way) for way in ways)])
+        )
     return "\n".join(lines) + "\n"
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
-    if found is None or "loss" not in found:
-        return found["failure"] if found else ""
-    speed = f"; {found['speedup']:.2f}x" if "speedup" in found else ""
-    return f"{found['loss']:.3f} ({found['accuracy']:.1f} %{speed})"
-
-
-def _better(rows: Mapping[str, Mapping[str, Any]], way: str) -> str:
-    both = [
-        (row["mixed"], row[way]) for row in rows.values() if "loss" in row["mixed"] and "loss" in row[way]
-    ]
-    pairs = [(m["loss"], o["loss"]) for m, o in both if abs(o["speedup"] / m["speedup"] - 1) <= EQUAL]
-    return f"{sum(mixed < other for mixed, other in pairs)} of {len(pairs)}"
+def _compared(rows: Sequence[Mapping[str, Any]], way: str) -> str:
+    pairs = [(row[VERIFIED]["loss"], row[way]["loss"]) for row in rows if way in row]
+    less, more = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    return f"{less}, {len(pairs) - less - more}, {more}"
 
 
 def _line(cells: Sequence[str]) -> str:

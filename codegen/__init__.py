@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sparsecomp.cost import Cost
+from sparsecomp.cost import RepeatableCost
 from sparsecomp.errors import ArtifactError
 from sparsecomp.layer import Layer
 from sparsecomp.primitives import Runner
@@ -118,7 +118,7 @@ def adopt(body: Body, target: Target, streams: StreamStore, fingerprint: str, li
     return libraries.adopt(region, machine, library)
 
 
-def meter(target: Target, threads: int) -> Cost:
+def meter(target: Target, threads: int) -> RepeatableCost:
     """Measures candidates on this machine, and remembers them on disk."""
     if target.kind == "reference":
         from sparsecomp.codegen.reference import StoredCost

@@ -26,7 +26,7 @@ from sparsecomp.codegen.stopwatch import (
     seconds_of,
 )
 from sparsecomp.codegen.stream import Stream, fits, make_stream
-from sparsecomp.codegen.timings import Timings, device_of, layer_key, region_key
+from sparsecomp.codegen.timings import Key, Timings, device_of, layer_key, region_key
 from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
@@ -60,6 +60,7 @@ class Meter:
         self.threads = threads
         self.timings = timings if timings is not None else Timings.in_memory()
         self._found: dict[Layer, tuple[Candidate, ...]] = {}
+        self._doubted: set[Key] = set()
 
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         """PyTorch first, then one per pattern, each with its best schedule or the reason it was refused.
@@ -107,18 +108,28 @@ class Meter:
             return None
         key = call.key(self.machine, self.threads, pattern)
         found = self.timings.get(key)
-        if found is None:
-            found = self._race(call, {pattern: None})[pattern]
+        if found is None or key in self._doubted:
+            self._doubted.discard(key)
+            found = min(self._race(call, {pattern: None})[pattern], found or (math.inf, ""))
             self.timings.put(key, *found)
         return found[0]
+
+    def doubt(self, layer: Layer, matrix: Tensor) -> None:
+        """Measure the layer with a weight like this again when it is next asked for; the shorter time is kept."""
+        call = Call.of(layer, matrix)
+        self._doubted |= {call.key(self.machine, self.threads, pattern) for pattern in (None, *call.stored)}
+        self._found.pop(layer, None)
 
     def timed(self, call: Call, patterns: Sequence[RowBlocks]) -> dict[RowBlocks | None, Timed]:
         """Seconds and best schedule of each pattern; under None, seconds of PyTorch's own operator. If any was
         not measured before, all are measured in turn."""
         keys = {pattern: call.key(self.machine, self.threads, pattern) for pattern in (None, *patterns)}
         found = {pattern: self.timings.get(key) for pattern, key in keys.items()}
-        if None in found.values():
-            for name, result in self._race(call, found).items():
+        doubted = {pattern for pattern, key in keys.items() if key in self._doubted}
+        if doubted or None in found.values():
+            self._doubted.difference_update(keys[pattern] for pattern in doubted)
+            known = {pattern: None if pattern in doubted else before for pattern, before in found.items()}
+            for name, result in self._race(call, known).items():
                 if result < (found[name] or (math.inf, "")):
                     found[name] = result
                     self.timings.put(keys[name], *result)

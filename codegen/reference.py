@@ -91,6 +91,9 @@ class StoredCost:
             return None
         return stored_elements(matrix, (RowBlocks(rows),))[RowBlocks(rows)] * PER_ELEMENT[rows] * 1e-9
 
+    def doubt(self, layer: Layer, matrix: Tensor) -> None:
+        """Counts do not change."""
+
     def conversion(self, layer: Layer) -> float:
         return 0.0
 

@@ -44,3 +44,12 @@ class Cost(Protocol):
         """Of a whole region and of its operators in PyTorch, which run in turn. `prepare`, called if they are not
         known yet, returns what runs both."""
         ...
+
+
+class RepeatableCost(Cost, Protocol):
+    """One whose measurements may be doubted."""
+
+    def doubt(self, layer: Layer, matrix: Tensor) -> None:
+        """What was measured of the layer with a weight like this one is measured again when it is next asked for, and the
+        shorter time is kept: what else runs on a machine only ever adds."""
+        ...

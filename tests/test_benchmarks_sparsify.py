@@ -56,19 +56,29 @@ def test_an_interrupted_plan_says_so_and_counts_its_time(
 
 
 def test_a_table_of_losses() -> None:
-    mixed = {"speedup": 5.1, "sparsity": 0.9, "loss": 0.2, "accuracy": 95.0}
-    other = mixed | {"loss": 0.3}
-    failed = {"failure": "out of reach"}
-    dense = {"loss": 0.1, "accuracy": 97.0}
-    rows: dict[str, dict[str, Any]] = {
-        "5x, seed 0": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, other) | {"mixed": mixed},
-        "5x, seed 2": {"dense": dense}
-        | dict.fromkeys(equal_latency.WAYS, other | {"speedup": 9.0})
-        | {"mixed": mixed},
-        "5x, seed 1": {"dense": dense} | dict.fromkeys(equal_latency.WAYS, failed) | {"mixed": mixed},
+    def row(dense: float, all_structures: float, blocks: float, way: str) -> dict[str, Any]:
+        found = {"dense": {"loss": dense}, "all structures": {"loss": all_structures}}
+        found |= {"4x1 alone": {"loss": blocks}}
+        return found | {equal_latency.VERIFIED: found[way] | {"way": way}}
+
+    rows = {
+        "convnet, obs, seed 0": row(0.1, 0.2, 0.3, "all structures"),
+        "convnet, obs, seed 1": row(0.1, 0.4, 0.3, "4x1 alone"),
+        "convnet, obs, seed 2": row(0.1, 0.4, 0.5, "4x1 alone"),
     }
-    text = equal_latency.markdown(rows, "obs")
-    assert "0.200 (95.0 %; 5.10x)" in text
-    assert "out of reach" in text
-    assert text.splitlines()[-1].split(" | ")[3:] == ["1 of 1"] * 2 + ["1 of 1 |"]
+    text = equal_latency.markdown(rows)
+    assert "| convnet, obs, seed 1 | 0.1000 | 0.3000 (4x1 alone) | 0.4000 | 0.3000 |" in text
+    assert text.splitlines()[-1] == "| convnet: less, as much, more |  |  | 1, 1, 1 | 0, 2, 1 |"
     assert json.dumps(rows)
+
+
+@pytest.mark.slow
+def test_every_way_keeps_to_one_latency_on_real_digits() -> None:
+    network = equal_latency.NETWORKS["convnet"]
+    table = equal_latency.latency_table("convnet", equal_latency.TABLE)
+    found = equal_latency.row(network, 0, "wanda", table, quick=True)
+    budget = found["dense"]["ms"] / network.speedup
+    ways = {way: told for way, told in found.items() if way not in ("dense", equal_latency.VERIFIED)}
+    assert len(ways) >= 6
+    assert all(0.5 * budget < told["ms"] <= budget * (1 + 1e-9) for told in ways.values())
+    assert found[equal_latency.VERIFIED]["seen"] == min(told["seen"] for told in ways.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from sparsecomp.train.schedule import check_share
 
 LEVELS = 12
 """Sparsities of each structure that is offered by default."""
+STEPS = 4
+"""From one sparsity at which errors are measured to the next."""
 LOWEST, HIGHEST = 0.4, 0.99
 """Below the first nothing is gained, says Hoefler et al. 2021, section 2.1; SPDY's grid has the same ends."""
 
@@ -72,3 +75,19 @@ def default_candidates(
         only = structure.only_sparsity
         found += [Candidate(structure, round(s, 4)) for s in (grid if only is None else [only])]
     return tuple(found)
+
+
+def refined(candidates: Sequence[Candidate], steps: int = STEPS) -> tuple[Candidate, ...]:
+    """Those, and between each two neighbours of a structure others at equal ratios of density.
+
+    A budget is seldom met by a coarse grid alone: a plan of few layers then leaves some of it unused, where one sparsity
+    for all layers uses it up and loses less.
+    """
+    found = list(candidates)
+    for structure in dict.fromkeys(c.structure for c in candidates if not c.is_dense):
+        levels = sorted(c.sparsity for c in candidates if c.structure == structure and not c.is_dense)
+        for low, high in itertools.pairwise(levels):
+            ratio = ((1 - high) / (1 - low)) ** (1 / steps)
+            between = (1 - (1 - low) * ratio**step for step in range(1, steps))
+            found += [Candidate(structure, round(sparsity, 4)) for sparsity in between]
+    return tuple(dict.fromkeys(found))

@@ -32,6 +32,9 @@ class Options(TypedDict, total=False):
     """Its keyword arguments."""
     evaluate: Callable[[nn.Module], float] | None
     """Model -> its loss on held-out data, smaller is better. Needed for `max_loss`; otherwise the plan reports it."""
+    quality: Callable[[nn.Module], float] | None
+    """Model -> how good it is on held-out data, larger is better: accuracy in percent, say. The plan reports it, and how
+    much of it there is per million parameters that are not zero."""
     sensitivity: Callable[[nn.Module], float] | None
     """Model -> its loss on data that may be looked at, not those held out. The error of a candidate is then the rise of
     this with that one layer pruned, and not the error of the layer's output."""
@@ -53,6 +56,9 @@ class Options(TypedDict, total=False):
     """As for `compile_sparse`."""
     threads: int | None
     """Number of threads, for which times hold; by default `torch.get_num_threads()`."""
+    verify: bool
+    """False believes that errors of layers add up. By default plans of each structure alone and of one sparsity for all
+    layers are made as well, and the one whose model loses least on the calibration data is taken."""
     measure: bool
     """False compiles and times no whole model: the plan then has times of layers alone."""
     resume: str | Path | None
@@ -127,7 +133,9 @@ def _request(goal: Goal, batches: Sequence[Any], options: Options) -> Request:
         target=Target.parse(options.get("target")),
         threads=positive(options.get("threads")) or torch.get_num_threads(),
         measure=bool(options.get("measure", True)),
+        verify=bool(options.get("verify", True)),
         evaluate=_function("evaluate", options.get("evaluate")),
+        quality=_function("quality", options.get("quality")),
         sensitivity=_function("sensitivity", options.get("sensitivity")),
         loss=_function("loss", options.get("loss")),
         resume=None if resume is None else Path(resume),

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from sparsecomp.errors import InputError
 from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.gradients import Loss
+from sparsecomp.pruning.metrics import Measurement, accuracy_density
 from sparsecomp.pruning.model import prune_model
 from sparsecomp.pruning.prune import Method
 
 MIB = 1 << 20
-FORMAT = 1
+Cost = Literal["nonzeros", "flops", "bytes", "seconds"]
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,10 @@ class LayerPlan:
     """Predicted as well."""
     runners_up: tuple[Option, ...] = ()
     """The nearest first."""
+    format: str = "dense"
+    """The smallest exact one of its weight: see `storage`."""
+    nbytes: int = 0
+    """Of the weight in that format."""
     note: str = ""
     """Why it stays dense, or was pruned in another way than asked for."""
 
@@ -75,6 +77,8 @@ class LayerPlan:
             "chosen": self.chosen.as_dict(),
             "dense_ms": self.dense_seconds * 1e3,
             "runners_up": [option.as_dict() for option in self.runners_up],
+            "format": self.format,
+            "bytes": self.nbytes,
             "note": self.note,
         }
 
@@ -87,6 +91,8 @@ class LayerPlan:
             Option.of(data["chosen"]),
             data["dense_ms"] / 1e3,
             tuple(map(Option.of, data["runners_up"])),
+            data["format"],
+            data["bytes"],
             data["note"],
         )
 
@@ -115,6 +121,30 @@ class Totals:
     """What `evaluate` says of the dense model."""
     loss: float | None = None
     """What it says of the pruned one."""
+    dense_quality: float | None = None
+    """What `quality` says of the dense model."""
+    quality: float | None = None
+    """What it says of the pruned one."""
+    parameters: int = 0
+    """Of the whole model."""
+    nonzeros: int = 0
+    """Parameters of the pruned model that are not zero."""
+    dense_flops: int = 0
+    """Of the layers that may be pruned, on the example; two for a multiply-add."""
+    flops: int = 0
+    """Those of them by weights that are not zero."""
+    formats: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the layers that became sparse, together, by format; the smallest first."""
+
+    @property
+    def densities(self) -> tuple[float, float] | None:
+        """Quality per million parameters that are not zero, of the dense model and of the pruned one; None where no
+        quality was asked for."""
+        if self.dense_quality is None or self.quality is None:
+            return None
+        return accuracy_density(self.dense_quality, self.parameters), accuracy_density(
+            self.quality, self.nonzeros
+        )
 
     @property
     def sparsity(self) -> float:
@@ -168,6 +198,28 @@ class Plan:
     def choices(self) -> dict[str, Candidate]:
         """Layer -> what it becomes."""
         return {layer.name: layer.chosen.candidate for layer in self.layers}
+
+    def measurement(self, cost: Cost) -> Measurement:
+        """For `smallest_within`, which of several plans is the smallest of nearly the dense model's quality.
+
+        Args:
+            cost: "nonzeros", "flops", "bytes", or "seconds", which are measured ones where there are any.
+
+        Raises:
+            InputError: neither `quality` nor `evaluate` said how good the plan's model is.
+        """
+        totals = self.totals
+        if totals.quality is None and totals.loss is None:
+            raise InputError("how good this plan's model is was not asked for: give quality= or evaluate=.")
+        quality = totals.quality if totals.quality is not None else -(totals.loss or 0.0)
+        seconds = totals.measured_seconds or totals.predicted_seconds
+        costs = {
+            "nonzeros": totals.nonzeros,
+            "flops": totals.flops,
+            "bytes": totals.bytes,
+            "seconds": seconds,
+        }
+        return Measurement(costs[cost], quality)
 
     def apply(self, model: nn.Module, calibration: Sequence[Any] = (), loss: Loss | None = None) -> nn.Module:
         """A copy of the model pruned by this plan.
@@ -241,60 +293,6 @@ class Plan:
         return replace(self, pruned=None)
 
     def __str__(self) -> str:
-        file = io.StringIO()
-        console = Console(file=file, width=240, color_system=None, highlight=False, markup=False)
-        for line in (self._headline(), *self._summary(), *(f"note: {note}" for note in self.notes)):
-            console.print(line)
-        console.print()
-        console.print(self._table())
-        return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+        from sparsecomp.pruning.plan_text import plan_text
 
-    def _headline(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        sparse = sum(not layer.chosen.candidate.is_dense for layer in self.layers)
-        return (
-            f"sparsecomp plan for {self.goal} on {self.device}, {threads}; {sparse} of {len(self.layers)} layers "
-            f"sparse, {self.totals.sparsity:.1%} of their weights zero; {self.allocation} by {self.method}, "
-            f"{self.seconds:.0f} s"
-        )
-
-    def _summary(self) -> list[str]:
-        totals = self.totals
-        latency = [f"latency: predicted {totals.predicted_seconds * 1e3:.2f} ms"]
-        if totals.measured_seconds is not None:
-            latency.append(f"measured {totals.measured_seconds * 1e3:.2f}")
-        if totals.dense_seconds is not None:
-            speedup = "" if totals.speedup is None else f" ({totals.speedup:.2f}x)"
-            latency.append(f"dense compiled {totals.dense_seconds * 1e3:.2f}{speedup}")
-        if totals.eager_seconds is not None:
-            speedup = "" if totals.eager_speedup is None else f" ({totals.eager_speedup:.2f}x)"
-            latency.append(f"dense in PyTorch {totals.eager_seconds * 1e3:.2f}{speedup}")
-        size = f"size: {totals.dense_bytes / MIB:.3g} -> {totals.bytes / MIB:.3g} MiB"
-        loss = f"predicted error, summed over layers: {totals.error:.4g}"
-        if totals.loss is not None and totals.dense_loss is not None:
-            loss += f"; loss on held-out data: {totals.dense_loss:.4g} -> {totals.loss:.4g}"
-        return [", ".join(latency), size, loss]
-
-    def _table(self) -> Table:
-        numeric = ("sparsity", "dense ms", "ms", "error")
-        table = Table(box=None, pad_edge=False, show_edge=False)
-        for column in ("layer", "weight", "pattern", *numeric, "runners-up", "note"):
-            table.add_column(column, justify="right" if column in numeric else "left")
-        for layer in self.layers:
-            candidate = layer.chosen.candidate
-            table.add_row(
-                layer.name,
-                "x".join(map(str, layer.shape)),
-                "dense" if candidate.is_dense else str(candidate.structure),
-                "" if candidate.is_dense else f"{candidate.sparsity:.1%}",
-                _number(layer.dense_seconds),
-                _number(layer.chosen.seconds),
-                f"{layer.chosen.error:.3g}",
-                "; ".join(map(str, layer.runners_up)),
-                layer.note,
-            )
-        return table
-
-
-def _number(seconds: float) -> str:
-    return "" if math.isnan(seconds) else f"{seconds * 1e3:.3f}"
+        return plan_text(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,16 @@ from sparsecomp.pruning.allocate import runners_up
 from sparsecomp.pruning.candidate import DENSE, Candidate
 from sparsecomp.pruning.goal import Goal
 from sparsecomp.pruning.gradients import Loss
-from sparsecomp.pruning.layers import prunable_layers
+from sparsecomp.pruning.inventory import Inventory, take_inventory
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.pruning.prune import Method
+from sparsecomp.pruning.rivals import compare, distributed, optimal, rivals_of
 from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, held_out_loss, within
-from sparsecomp.pruning.series import Allocation, Choices, OptimalSeries, Price, Series, plain_series
+from sparsecomp.pruning.series import Allocation, Choices, Price, Series, first_within
 from sparsecomp.pruning.state import State, digest, state_of
+from sparsecomp.pruning.storage import Storage
 from sparsecomp.pruning.stretch import Stretch
 from sparsecomp.pruning.subject import Example, Subject
-from sparsecomp.pruning.weight_bytes import weight_bytes
 from sparsecomp.pruning.whole import ModelClock
 from sparsecomp.target import Target
 
@@ -47,7 +48,9 @@ class Request:
     target: Target
     threads: int
     measure: bool
+    verify: bool
     evaluate: Evaluate | None
+    quality: Evaluate | None
     sensitivity: Evaluate | None
     loss: Loss | None
     resume: Path | None
@@ -84,14 +87,15 @@ class Planner:
         subject, request = self.subject, self.request
         subject.measure(request.target, request.threads)
         times = self._timekeeper() if request.measure else None
-        found = self._solve(self._series(), times)
+        found = self._solve(self._series(times), times)
         self.notes += found.remarks
         model, layer_notes = subject.pruned(found.choices)
         stretch = times.first if times else Stretch(0.0, 1.0)
-        totals = self._totals(found.choices, model, stretch, times)
+        inventory = take_inventory(model, found.choices)
+        totals = self._totals(found.choices, model, stretch, times, inventory)
         self._compare(totals)
         layers = tuple(
-            self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""))
+            self._layer(name, found.choices[name], stretch, layer_notes.get(name, ""), inventory.stored[name])
             for name in subject.weights
         )
         self.state.drop_tensors()
@@ -123,7 +127,8 @@ class Planner:
             ModelClock, subject.model, example.args, example.kwargs, request.target, request.threads
         )
         conditions = codegen.conditions(request.target, request.threads)
-        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}")
+        speedup = request.goal.amount if request.goal.kind == "target_speedup" else None
+        return Timekeeper(subject, clock, f"{conditions}, {example.shapes}", speedup)
 
     @property
     def _cost(self) -> Price:
@@ -132,18 +137,41 @@ class Planner:
         prices: dict[str, Price] = {"target_bytes": subject.nbytes, "sparsity": subject.kept}
         return prices.get(self.request.goal.kind, subject.seconds)
 
-    def _series(self) -> Series:
+    def _series(self, times: Timekeeper | None) -> Series:
+        """The plans of which one is looked for."""
         subject, request = self.subject, self.request
         subject.learn_errors()
         if request.allocation == "optimal":
-            return OptimalSeries(subject.candidates, self._cost, subject.error)
+            return self._best_rival(times)
         structure = next(c.structure for c in request.candidates if not c.is_dense)
         if structure.only_sparsity is not None:
             raise InputError(
                 f"allocation {request.allocation!r} needs a structure of any sparsity, not {structure}."
             )
-        free = {name: subject.weights[name] for name, found in subject.candidates.items() if len(found) > 1}
-        return plain_series(request.allocation, free, structure, self._cost)
+        return distributed(subject, self._cost, request.allocation, structure)
+
+    def _best_rival(self, times: Timekeeper | None) -> Series:
+        """Where there are data: of all ways to the budget, the one whose pruned model is measured to lose least."""
+        subject, request = self.subject, self.request
+        if not (request.verify and subject.batches) or request.goal.kind == "max_loss":
+            return optimal(subject, self._cost)
+        budget = self._budget
+        if request.goal.kind == "target_speedup":
+            assert times is not None
+            budget = times.stretch.alone(times.dense.compiled / request.goal.amount)
+        rivals = rivals_of(subject, self._cost, budget)
+        verdict = compare(rivals, lambda series: first_within(series, budget), subject.judged)
+        if len(verdict.losses) > 1:
+            self.notes.append(f"{verdict}: {verdict.best} was taken")
+        return rivals[verdict.best]
+
+    @property
+    def _budget(self) -> float:
+        """Of what is not timed: bytes of these layers' weights, or weights that are kept."""
+        goal, subject = self.request.goal, self.subject
+        if goal.kind == "target_bytes":
+            return goal.amount - subject.other_bytes
+        return (1 - goal.amount) * sum(subject.kept(name, DENSE) for name in subject.weights)
 
     def _solve(self, series: Series, times: Timekeeper | None) -> Found:
         found = self._search(series, times)
@@ -152,7 +180,6 @@ class Planner:
 
     def _search(self, series: Series, times: Timekeeper | None) -> Found:
         goal, subject = self.request.goal, self.subject
-        stuck = sum(self._cost(name, DENSE) for name, found in subject.candidates.items() if len(found) == 1)
         match goal.kind:
             case "target_speedup":
                 assert times is not None
@@ -161,48 +188,58 @@ class Planner:
                 assert self.request.evaluate is not None
                 return at_loss(series, goal, subject, self.request.evaluate)
             case "target_bytes":
-                rest = subject.other_bytes + (stuck if self.request.allocation != "optimal" else 0.0)
-                least = f"the least that these candidates leave is {{:.0f}} bytes of weights, and {rest:.0f} of the rest"
-                return within(series, goal, goal.amount - rest, least)
+                least = (
+                    "the least that these candidates leave is {:.0f} bytes of weights, and "
+                    f"{subject.other_bytes:.0f} of the rest"
+                )
             case "sparsity":
                 whole = sum(subject.kept(name, DENSE) for name in subject.weights)
-                rest = stuck if self.request.allocation != "optimal" else 0.0
                 least = f"at least {{:.0f}} of {whole:.0f} weights are kept by these candidates"
-                return within(series, goal, (1 - goal.amount) * whole - rest, least)
+        return within(series, goal, self._budget, least)
 
     def _totals(
-        self, choices: Choices, model: nn.Module, stretch: Stretch, times: Timekeeper | None
+        self,
+        choices: Choices,
+        model: nn.Module,
+        stretch: Stretch,
+        times: Timekeeper | None,
+        inventory: Inventory,
     ) -> Totals:
-        subject, evaluate = self.subject, self.request.evaluate
-        kept = _nonzeros(model, subject.weights)
-        nbytes = (weight_bytes(subject.weights[n], c, kept[n]) for n, c in choices.items())
+        subject, evaluate, quality = self.subject, self.request.evaluate, self.request.quality
         dense_bytes = subject.other_bytes + sum(subject.nbytes(name, DENSE) for name in choices)
         return Totals(
             predicted_seconds=stretch.whole(subject.alone(choices)),
             dense_bytes=round(dense_bytes),
-            bytes=subject.other_bytes + sum(nbytes),
+            bytes=subject.other_bytes + inventory.nbytes,
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
-            kept=sum(kept.values()),
-            error=sum(subject.error(n, c) for n, c in choices.items()),
+            kept=sum(inventory.kept.values()),
+            error=sum(subject.expected_error(n, c) for n, c in choices.items()),
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
             eager_seconds=times.dense.eager if times else None,
             dense_loss=held_out_loss(evaluate, subject.model) if evaluate else None,
             loss=held_out_loss(evaluate, model) if evaluate else None,
+            dense_quality=held_out_loss(quality, subject.model, "quality") if quality else None,
+            quality=held_out_loss(quality, model, "quality") if quality else None,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            nonzeros=inventory.nonzeros,
+            dense_flops=round(sum(subject.flops(name) for name in choices)),
+            flops=round(sum(subject.flops(name, kept) for name, kept in inventory.kept.items())),
+            formats=inventory.formats,
         )
 
-    def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str) -> LayerPlan:
+    def _layer(self, name: str, chosen: Candidate, stretch: Stretch, note: str, stored: Storage) -> LayerPlan:
         subject = self.subject
 
         def option(candidate: Candidate) -> Option:
             seconds = stretch.factor * subject.seconds(name, candidate)
-            return Option(candidate, seconds, subject.error(name, candidate))
+            return Option(candidate, seconds, subject.expected_error(name, candidate))
 
         candidates = subject.candidates[name]
         if chosen not in candidates:
             candidates = (*candidates, chosen)
         costs = np.array([self._cost(name, c) for c in candidates])
-        errors = np.array([subject.error(name, c) for c in candidates])
+        errors = np.array([subject.expected_error(name, c) for c in candidates])
         near = runners_up(costs, errors, candidates.index(chosen))
         return LayerPlan(
             name,
@@ -210,10 +247,7 @@ class Planner:
             option(chosen),
             option(DENSE).seconds,
             tuple(option(candidates[number]) for number in near),
+            stored.format,
+            stored.nbytes,
             subject.notes[name] or note,
         )
-
-
-def _nonzeros(model: nn.Module, names: Collection[str]) -> dict[str, int]:
-    """Weights of each layer that are not zero."""
-    return {n: int(w.parameter.count_nonzero()) for n, w in prunable_layers(model).items() if n in names}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -13,10 +15,11 @@ from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.fisher import FisherSurgery
 from sparsecomp.pruning.hessian import DAMPING, Hessian
 from sparsecomp.pruning.obs import Surgery
-from sparsecomp.pruning.pruned import Pruned, output_error
+from sparsecomp.pruning.pruned import Pruned, output_energy, relative_error
 from sparsecomp.pruning.repair import least_squares
 from sparsecomp.pruning.selection import kept_groups
 from sparsecomp.pruning.statistics import Statistics
+from sparsecomp.train.pattern import Pattern
 from sparsecomp.train.tiling import Tiling
 
 Method = Literal["obs", "wanda", "magnitude", "fisher", "woodfisher"]
@@ -61,19 +64,38 @@ def prune_weight(
         InputError: the method or damping cannot be, or the weight is no such tensor, not finite, or not of these
             statistics.
     """
+    (pruned,) = prune_each(weight, (candidate,), statistics, method, repair=repair, damping=damping)
+    return pruned
+
+
+def prune_each(
+    weight: Tensor,
+    candidates: Sequence[Candidate],
+    statistics: Statistics | None = None,
+    method: Method = "obs",
+    *,
+    repair: bool = False,
+    damping: float = DAMPING,
+) -> Iterator[Pruned]:
+    """`prune_weight` by each candidate in turn, in less time: the Hessian is inverted once, and the order in which the
+    exact way removes the groups of a structure is the same for all sparsities.
+
+    Raises:
+        InputError: as `prune_weight`.
+    """
     check_weight(weight, statistics)
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known. Use one of {', '.join(METHODS)}.")
     if not 0 <= damping < float("inf"):
         raise InputError(f"damping must be a finite share of at least 0, not {damping!r}.")
-    call = _Call(weight, candidate, statistics, repair, damping)
-    matrix = weight.detach().reshape(call.shape).double()
-    mask, result, used, note = call.run(matrix, method)
-    result = torch.where(mask, result, 0.0).to(weight.dtype)
-    error = output_error(matrix, result, statistics)
-    if not candidate.is_dense and bool(mask.all()):
-        note = "; ".join(filter(None, (note, "too small to lose a group")))
-    return Pruned(result.reshape(weight.shape), mask.reshape(weight.shape), error, candidate, used, note)
+    layer = _Layer(weight, statistics, repair, damping)
+    for candidate in candidates:
+        mask, result, used, note = _Call(layer, candidate).run(method)
+        result = torch.where(mask, result, 0.0).to(weight.dtype)
+        error = relative_error(result.double() - layer.matrix, layer.energy, statistics)
+        if not candidate.is_dense and bool(mask.all()):
+            note = "; ".join(filter(None, (note, "too small to lose a group")))
+        yield Pruned(result.reshape(weight.shape), mask.reshape(weight.shape), error, candidate, used, note)
 
 
 Result = tuple[Tensor, Tensor, str, str]
@@ -81,11 +103,10 @@ Result = tuple[Tensor, Tensor, str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
-    """What was asked. Also tells a pattern how to tile the weight."""
+class _Layer:
+    """The weight, and what is the same for all candidates. Also tells a pattern how to tile it."""
 
     weight: Tensor
-    candidate: Candidate
     statistics: Statistics | None
     repair: bool
     damping: float
@@ -102,12 +123,50 @@ class _Call:
     def groups(self) -> int:
         return 1 if self.statistics is None else len(self.statistics.moments)
 
+    @cached_property
+    def matrix(self) -> Tensor:
+        return self.weight.detach().reshape(self.shape).double()
+
+    @cached_property
+    def energy(self) -> float:
+        return output_energy(self.matrix, self.statistics)
+
+    @property
+    def grouped(self) -> Tensor:
+        return self.matrix.reshape(self.groups, -1, self.shape[1])
+
+    @cached_property
+    def hessian(self) -> Hessian | None:
+        assert self.statistics is not None
+        return Hessian.of(self.statistics.moments.to(self.weight.device), self.damping)
+
+    @cached_property
+    def _surgeries(self) -> dict[Pattern, Surgery]:
+        return {}
+
+    def surgery(self, structure: Pattern, hessian: Hessian) -> Surgery:
+        """Of the newest structure only: its arrays may be large."""
+        if structure not in self._surgeries:
+            self._surgeries.clear()
+            self._surgeries[structure] = Surgery(
+                self.grouped, hessian, structure.tiling(self), structure.n_of_m
+            )
+        return self._surgeries[structure]
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One candidate."""
+
+    layer: _Layer
+    candidate: Candidate
+
     @property
     def tiling(self) -> Tiling:
-        return self.candidate.structure.tiling(self)
+        return self.candidate.structure.tiling(self.layer)
 
-    def run(self, matrix: Tensor, method: str) -> Result:
-        found = self.statistics
+    def run(self, method: str) -> Result:
+        found, matrix = self.layer.statistics, self.layer.matrix
         if self.candidate.is_dense:
             return torch.ones_like(matrix, dtype=torch.bool), matrix, "dense", ""
         if method == "magnitude":
@@ -120,7 +179,7 @@ class _Call:
             return self._chosen(matrix, matrix.square() * found.fisher.to(matrix.device), method)
         if method == "woodfisher" and found.gradients is not None:
             limits = self.candidate.structure.n_of_m
-            surgery = FisherSurgery(self.tiling, self.candidate.sparsity, limits, self.damping)
+            surgery = FisherSurgery(self.tiling, self.candidate.sparsity, limits, self.layer.damping)
             mask, result = surgery.run(matrix, found.gradients.to(matrix.device))
             return mask, self._repaired(matrix, mask, result), method, ""
         return self._wanda(
@@ -128,47 +187,42 @@ class _Call:
         )
 
     def _obs(self, matrix: Tensor, found: Statistics) -> Result:
-        hessian = Hessian.of(found.moments.to(matrix.device), self.damping)
-        surgery = Surgery(self.tiling, self.candidate.sparsity, self.candidate.structure.n_of_m)
-        grouped = matrix.reshape(self.groups, -1, matrix.shape[1])
+        hessian, damping = self.layer.hessian, self.layer.damping
         if hessian is None:
             return self._wanda(matrix, found, "no damping makes the inputs' Hessian invertible")
-        note = (
-            ""
-            if hessian.damping == self.damping
-            else f"damped by {hessian.damping:g}: the Hessian is singular"
-        )
-        if surgery.fits(grouped):
-            mask, result, how = surgery.run(grouped, hessian, self.repair)
+        note = "" if hessian.damping == damping else f"damped by {hessian.damping:g}: the Hessian is singular"
+        surgery = self.layer.surgery(self.candidate.structure, hessian)
+        if surgery.fits:
+            mask, result, how = surgery.run(self.candidate.sparsity, self.layer.repair)
             return mask.reshape(matrix.shape), result.reshape(matrix.shape), f"obs, {how}", note
         mask, _, _, _ = self._wanda(matrix, found)
+        grouped = self.layer.grouped
         result = least_squares(grouped, mask.reshape(grouped.shape), hessian).reshape(matrix.shape)
         return mask, result, "wanda, repaired", "blocks of rows reach over convolution groups"
 
     def _wanda(self, matrix: Tensor, found: Statistics, note: str = "") -> Result:
         """|w| ||x||, squared, row by row."""
         inputs = found.norms.square().to(matrix.device).double()[:, None]
-        worth = matrix.square().reshape(self.groups, -1, matrix.shape[1]) * inputs
+        worth = matrix.square().reshape(self.layer.groups, -1, matrix.shape[1]) * inputs
         return self._chosen(matrix, worth.reshape(matrix.shape), "wanda", note)
 
     def _chosen(self, matrix: Tensor, worth: Tensor, used: str, note: str = "") -> Result:
         """Groups of the least mean worth go."""
         pattern, tiling = self.candidate.structure, self.tiling
-        scores = tiling.sums(worth) / tiling.sizes(self.shape).to(worth.device)
+        scores = tiling.sums(worth) / tiling.sizes(self.layer.shape).to(worth.device)
         single = tiling.rows == tiling.columns == 1
         kept = kept_groups(scores, pattern, self.candidate.sparsity, by_row=used == "wanda" and single)
-        mask = tiling.spread(kept, self.shape)
+        mask = tiling.spread(kept, self.layer.shape)
         return mask, self._repaired(matrix, mask, matrix * mask), used, note
 
     def _repaired(self, matrix: Tensor, mask: Tensor, result: Tensor) -> Tensor:
-        if not self.repair or self.statistics is None:
+        if not self.layer.repair or self.layer.statistics is None:
             return result
-        hessian = Hessian.of(self.statistics.moments.to(matrix.device), self.damping)
+        hessian, shape = self.layer.hessian, self.layer.grouped.shape
         if hessian is None:
             return result
-        shape = (self.groups, -1, matrix.shape[1])
         solved = least_squares(matrix.reshape(shape), mask.reshape(shape), hessian).reshape(matrix.shape)
-        dead = hessian.dead[:, None].expand(-1, len(matrix) // self.groups, -1).reshape(matrix.shape)
+        dead = hessian.dead[:, None].expand(-1, shape[1], -1).reshape(matrix.shape)
         return torch.where(dead, result, solved)
 
 

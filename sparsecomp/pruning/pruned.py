@@ -47,17 +47,22 @@ def output_error(weight: Tensor, pruned: Tensor, statistics: Statistics | None) 
         pruned: The same shape.
         statistics: H; None takes the unit matrix, which gives the relative energy of what was removed.
     """
-    before, change = weight.double(), pruned.double() - weight.double()
-    groups = 1 if statistics is None else len(statistics.moments)
-    moments = None if statistics is None else statistics.moments.to(before.device).double()
-    lost, whole = _energy(change, moments, groups), _energy(before, moments, groups)
+    return relative_error(pruned.double() - weight.double(), output_energy(weight, statistics), statistics)
+
+
+def relative_error(change: Tensor, whole: float, statistics: Statistics | None) -> float:
+    """The same for a change of the weights, with the energy of the output known."""
+    lost = output_energy(change, statistics)
     if whole == 0:
         return 0.0 if lost == 0 else float("inf")
     return max(0.0, lost / whole)
 
 
-def _energy(matrix: Tensor, moments: Tensor | None, groups: int) -> float:
-    if moments is None:
+def output_energy(matrix: Tensor, statistics: Statistics | None) -> float:
+    """tr(W H W^T); rows x columns."""
+    matrix = matrix.double()
+    if statistics is None:
         return float(matrix.square().sum())
-    rows = matrix.reshape(groups, -1, matrix.shape[1])
+    moments = statistics.moments.to(matrix.device).double()
+    rows = matrix.reshape(len(moments), -1, matrix.shape[1])
     return float(torch.sum((rows @ moments) * rows))

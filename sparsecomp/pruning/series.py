@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.pruning.allocate import ROUNDING, Array, frontier
+from sparsecomp.pruning.allocate import ROUNDING, STATES, Array, frontier
 from sparsecomp.pruning.candidate import DENSE, Candidate
 from sparsecomp.train.distribution import layer_sparsities
 from sparsecomp.train.pattern import Pattern
@@ -40,13 +40,20 @@ class Series(Protocol):
 class OptimalSeries:
     """Those of least error: no plan of these candidates has both less cost and less error."""
 
-    def __init__(self, candidates: Mapping[str, Sequence[Candidate]], cost: Price, error: Price) -> None:
+    def __init__(
+        self,
+        candidates: Mapping[str, Sequence[Candidate]],
+        cost: Price,
+        error: Price,
+        states: int = STATES,
+    ) -> None:
+        """states: partial plans that are kept, as in `frontier`."""
         self.candidates = candidates
         costs, errors = (
             [np.array([price(name, c) for c in found]) for name, found in candidates.items()]
             for price in (cost, error)
         )
-        self._frontier = frontier(costs, errors)
+        self._frontier = frontier(costs, errors, states)
 
     @property
     def costs(self) -> Array:
@@ -63,15 +70,19 @@ class DistributedSeries:
     """One structure everywhere, its sparsity distributed by a rule that knows neither time nor error."""
 
     def __init__(
-        self, shares: Callable[[float], Mapping[str, float]], structure: Pattern, cost: Price
+        self,
+        shares: Callable[[float], Mapping[str, float]],
+        structure: Pattern,
+        cost: Price,
+        rest: float = 0.0,
     ) -> None:
-        """shares: sparsity of the whole model -> sparsity of each layer."""
+        """shares: sparsity of the whole model -> sparsity of each layer. rest: what all else costs."""
         self._plans = [
             {name: Candidate(structure, share) if share > 0 else DENSE for name, share in found.items()}
             for found in map(shares, SPARSITIES)
         ]
         found = np.array([sum(cost(name, c) for name, c in plan.items()) for plan in self._plans])
-        self._costs: Array = np.minimum.accumulate(found)
+        self._costs: Array = np.minimum.accumulate(found) + rest
 
     @property
     def costs(self) -> Array:
@@ -82,13 +93,18 @@ class DistributedSeries:
 
 
 def plain_series(
-    allocation: Allocation, weights: Mapping[str, Weight], structure: Pattern, cost: Price
+    allocation: Allocation,
+    weights: Mapping[str, Weight],
+    structure: Pattern,
+    cost: Price,
+    rest: float = 0.0,
 ) -> DistributedSeries:
-    """ "uniform", "erk" (as `train.layer_sparsities`) or "global": one threshold of magnitude for all layers."""
+    """ "uniform", "erk" (as `train.layer_sparsities`) or "global": one threshold of magnitude for all layers. rest: what
+    all else costs."""
     if allocation == "global":
-        return DistributedSeries(_global_shares(weights, structure), structure, cost)
+        return DistributedSeries(_global_shares(weights, structure), structure, cost, rest)
     shapes = {name: tuple(weight.parameter.shape) for name, weight in weights.items()}
-    return DistributedSeries(lambda s: layer_sparsities(shapes, s, allocation), structure, cost)
+    return DistributedSeries(lambda s: layer_sparsities(shapes, s, allocation), structure, cost, rest)
 
 
 def _global_shares(

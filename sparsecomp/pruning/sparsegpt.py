@@ -18,20 +18,19 @@ COLUMNS = 128
 
 
 def swept(
-    weight: Tensor, inverse: Tensor, rows: int, width: int, count: int, limits: tuple[int, int] | None = None
+    weight: Tensor, factor: Tensor, rows: int, width: int, count: int, limits: tuple[int, int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """The mask and the weights that make up for it, of one convolution group.
 
     Args:
         weight: float64, rows x columns, multiples of the group's.
-        inverse: float64, H^-1, columns x columns.
+        factor: float64, U, columns x columns: `upper_factor` of H^-1.
         rows: Of a group of weights.
         width: Columns of a group.
         count: Groups to remove. How many go from each 128 columns is settled before, by what they would cost as the
             weights are then; which ones, when their columns are reached.
         limits: N and M, to keep N of each M columns instead, for groups of one weight.
     """
-    factor = torch.linalg.cholesky(inverse).mT.contiguous()
     step = (limits[1] if limits else width) * max(1, COLUMNS // (limits[1] if limits else width))
     result, mask = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
     quotas = [] if limits else _quotas(weight, factor, rows, width, count, step)
@@ -46,6 +45,12 @@ def swept(
         result[:, part] = block
         result[:, part.stop :] -= errors @ factor[part, part.stop :]
     return mask, result
+
+
+def upper_factor(inverse: Tensor) -> Tensor:
+    """H^-1, ... x columns x columns -> U, upper triangular, with H^-1 = U^T U."""
+    factor: Tensor = torch.linalg.cholesky(inverse).mT.contiguous()
+    return factor
 
 
 def _quotas(weight: Tensor, factor: Tensor, rows: int, width: int, count: int, step: int) -> list[int]:
@@ -68,6 +73,9 @@ def _quotas(weight: Tensor, factor: Tensor, rows: int, width: int, count: int, s
 
 def _costs(block: Tensor, square: Tensor, rows: int, width: int) -> Tensor:
     """Of each group: rows / rows of a group x columns / width."""
+    if width == 1:
+        single = (block / square.diagonal()).square()
+        return single.reshape(-1, rows, block.shape[1]).sum(dim=1)
     parts = block.reshape(len(block), -1, width)
     squares = (
         square.reshape(parts.shape[1], width, parts.shape[1], width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,23 +19,37 @@ from sparsecomp.front import analysed
 from sparsecomp.layer import Layer
 from sparsecomp.progress import Watch
 from sparsecomp.pruning.calibration import collect
-from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.candidate import DENSE, Candidate, refined
 from sparsecomp.pruning.energy import removed_energies
 from sparsecomp.pruning.gradients import Loss
+from sparsecomp.pruning.judge import Judge
 from sparsecomp.pruning.latency import LatencyTable, measure_latency, measurements
 from sparsecomp.pruning.layers import prunable_layers
-from sparsecomp.pruning.model import KEPT_GRADIENTS, prune_layers, reestimate_batch_norms, set_layer_weight
-from sparsecomp.pruning.prune import Method
-from sparsecomp.pruning.sensitivity import fisher_losses, layer_errors, measured_losses
+from sparsecomp.pruning.model import (
+    KEPT_GRADIENTS,
+    layer_weight,
+    prune_layers,
+    reestimate_batch_norms,
+    set_layer_weight,
+)
+from sparsecomp.pruning.prune import Method, prune_each
+from sparsecomp.pruning.pruned import Pruned
+from sparsecomp.pruning.sensitivity import error_between, fisher_losses, layer_errors, measured_losses
 from sparsecomp.pruning.series import Choices, fingerprint
+from sparsecomp.pruning.sketch import Sketch
 from sparsecomp.pruning.state import State
 from sparsecomp.pruning.statistics import Statistics
 from sparsecomp.pruning.weight_bytes import most_kept, weight_bytes
 from sparsecomp.target import Target
+from sparsecomp.train.pattern import Pattern
 from sparsecomp.train.weights import Weight
 
 SMALLEST = 256
 """Weights of a layer below which pruning it is not worth a kernel of its own."""
+
+
+ROOM = 1 << 26
+"""Floats that a sketch may take: 256 MiB."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +108,20 @@ class Subject:
             raise InputError(
                 f"no layer can be pruned: {'; '.join(f'{n!r} {note}' for n, note in self.notes.items() if note)}."
             )
-        self._table: LatencyTable | None = None
+        self.judge = Judge(model, batches, sensitivity, loss)
+        self.table: LatencyTable | None = None
+        """Filled by `measure`, or with what was measured before."""
+
+    @property
+    def structures(self) -> tuple[Pattern, ...]:
+        """That layers may have, in the order in which they were given."""
+        every = (c.structure for found in self.candidates.values() for c in found if not c.is_dense)
+        return tuple(dict.fromkeys(every))
 
     def measure(self, target: Target, threads: int) -> None:
         """Fill the latency table, from disk as far as it is known. A resumed run reads the very same one: later
         measurements may have improved on the database, and other times would give other plans."""
-        structures = {
-            c.structure: None for found in self.candidates.values() for c in found if not c.is_dense
-        }
+        structures = self.structures
         open_calls = {name: self.calls[name] for name, found in self.candidates.items() if len(found) > 1}
         conditions = f"{codegen.conditions(target, threads)}, {self.example.shapes}"
         key = f"latency of {sorted(open_calls)} as {sorted(s.name for s in structures)}; {conditions}"
@@ -112,12 +132,12 @@ class Subject:
                 cost = codegen.meter(target, threads)
                 found = measure_latency(open_calls, structures, cost, self.watch.item).as_dict()
             self.state.put(key, found)
-        self._table = LatencyTable.of(found)
+        self.table = LatencyTable.of(found)
 
     def seconds(self, name: str, candidate: Candidate) -> float:
         """Of the layer's calls, each alone; 0 for a layer that stays dense, whose time is that of what is between."""
-        assert self._table is not None
-        return self._table.seconds(name, candidate) if name in self._table.calls else 0.0
+        assert self.table is not None
+        return self.table.seconds(name, candidate) if name in self.table.calls else 0.0
 
     def alone(self, choices: Mapping[str, Candidate]) -> float:
         """Seconds of all layers, each alone."""
@@ -126,6 +146,11 @@ class Subject:
     def kept(self, name: str, candidate: Candidate) -> float:
         """Weights that are not zero, at most."""
         return most_kept(self.weights[name], candidate)
+
+    def flops(self, name: str, kept: int | None = None) -> float:
+        """Of the layer's calls on the example; by so many of its weights, by default all."""
+        share = 1.0 if kept is None else kept / self.weights[name].parameter.numel()
+        return share * sum(layer.dense_flops for layer, _ in self.calls.get(name, ()))
 
     def nbytes(self, name: str, candidate: Candidate) -> float:
         """Of the weight in its smallest exact format."""
@@ -148,15 +173,32 @@ class Subject:
             self._learn_errors(name, (candidate,))
         return float(self._known_error(name, candidate))
 
+    def expected_error(self, name: str, candidate: Candidate) -> float:
+        """The same; between two candidates of the layer it is read off these and not found by pruning."""
+        known = {
+            c.sparsity: self.error(name, c)
+            for c in self.candidates[name]
+            if c.structure == candidate.structure and not c.is_dense
+        }
+        if candidate.is_dense or candidate.sparsity in known or not known:
+            return self.error(name, candidate)
+        return error_between(known, candidate.sparsity)
+
+    @cached_property
+    def choices(self) -> dict[str, tuple[Candidate, ...]]:
+        """What each layer may become: the candidates, and those between them."""
+        return {name: refined(found) for name, found in self.candidates.items()}
+
     def _learn_errors(self, name: str, candidates: Sequence[Candidate]) -> None:
         for candidate, error in self._errors(name, candidates).items() if candidates else ():
-            self._errors_kept.put(self._error_key(name, candidate), error)
+            self.kept_opinions.put(self._error_key(name, candidate), error)
 
     def _known_error(self, name: str, candidate: Candidate) -> Any:
-        return self._errors_kept.get(self._error_key(name, candidate))
+        return self.kept_opinions.get(self._error_key(name, candidate))
 
     @property
-    def _errors_kept(self) -> State:
+    def kept_opinions(self) -> State:
+        """Where errors and losses are kept."""
         return self.state if self.sensitivity is None and self.loss is None else self.opinions
 
     def _errors(self, name: str, candidates: Sequence[Candidate]) -> dict[Candidate, float]:
@@ -169,6 +211,8 @@ class Subject:
             name not in self._statistics
         ):  # no data; or a layer whose weight others multiply by, as attention does
             return removed_energies(self.weights[name], candidates)
+        if self.loss is None and self.is_small and set(candidates) <= set(self.candidates[name]):
+            return self._sketch.errors(name)  # which has the weights as well
         errors = layer_errors if self.loss is None else fisher_losses
         return errors(self.model, candidates, self._statistics, self.method, (name,))[name]
 
@@ -195,6 +239,36 @@ class Subject:
         what = "error" if self.sensitivity is None else "rise of the loss"
         what += "" if self.loss is None else " by gradients"
         return f"{what} of {name}: {candidate.structure} {candidate.sparsity} by {self.method}"
+
+    def judged(self, choices: Choices) -> float:
+        """What the judge says of the model pruned by these choices."""
+        key = f"{self.judge.measure} of {fingerprint(choices)} by {self.method}"
+        found: Any = self.kept_opinions.get(key)
+        if found is None:
+            model = self.pruned(choices)[0]
+            self.watch.stage("comparing")
+            found = self.judge(model)
+            self.kept_opinions.put(key, found)
+        return float(found)
+
+    def sketched(self, choices: Choices) -> float:
+        """What the judge says of a model put together from weights that were each pruned alone. For small models."""
+        return self.judge(self._sketch.of(choices))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there is room for a sketch."""
+        sizes = (len(found) * self.weights[name].parameter.numel() for name, found in self.candidates.items())
+        return sum(sizes) <= ROOM
+
+    @cached_property
+    def _sketch(self) -> Sketch:
+        def pruned(name: str, candidates: Sequence[Candidate]) -> Iterable[Pruned]:
+            return prune_each(
+                layer_weight(self.weights[name]), candidates, self._statistics.get(name), self.method
+            )
+
+        return Sketch(self.model, self.candidates, pruned)
 
     def roughly_pruned(self, choices: Choices) -> nn.Module:
         """A copy pruned by magnitude, which is made in no time: about as fast as any other with these choices."""

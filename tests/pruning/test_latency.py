@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,9 @@ class Counting:
         self.asked.append(f"{layer.name} by {rows}")
         return None if layer.rows % rows else int(matrix.count_nonzero()) * 2e-9
 
+    def doubt(self, layer: Layer, matrix: Tensor) -> None:
+        self.asked.append(f"doubt {layer.name}")
+
     def conversion(self, layer: Layer) -> float:
         return 0.0
 
@@ -45,6 +49,40 @@ class Counting:
 def linear(name: str, rows: int = 32, columns: int = 64) -> tuple[Layer, Tensor]:
     layer = Layer(name, "linear", f"{name}.weight", (rows, columns), (8, columns))
     return layer, torch.randn(rows, columns)
+
+
+class Disturbed(Counting):
+    """Measurements of some numbers, in the order in which they are made, take 4 us longer."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.made = numbers, 0
+
+    def _late(self, seconds: float) -> float:
+        self.made += 1
+        return seconds + 4e-6 * (self.made - 1 in self.numbers)
+
+    def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Kernel, ...]:
+        return tuple(
+            replace(kernel, seconds=self._late(kernel.seconds or 0))
+            for kernel in super().candidates(layer, matrix)
+        )
+
+    def skipping(self, layer: Layer, matrix: Tensor, rows: int) -> float | None:
+        seconds = super().skipping(layer, matrix, rows)
+        return None if seconds is None else self._late(seconds)
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (3, 4, 5), (6,), (2, 7), (4, 7, 8)])
+def test_an_unlikely_measurement_is_made_again(numbers: tuple[int, ...]) -> None:
+    """Dense is the first; then come the knots; then those that are made again."""
+    quiet, disturbed = Counting(), Disturbed(*numbers)
+    layers = {"a": [linear("a")]}
+    tables = [measure_latency(layers, [SPARSE], cost) for cost in (quiet, disturbed)]
+    assert tables[0].as_dict() == tables[1].as_dict()
+    assert not any(asked.startswith("doubt") for asked in quiet.asked)
+    doubts = [asked for asked in disturbed.asked if asked.startswith("doubt")]
+    assert len(doubts) == len(numbers)
 
 
 def test_equal_calls_are_measured_once() -> None:

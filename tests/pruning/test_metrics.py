@@ -11,11 +11,9 @@ from sparsecomp.errors import InputError
 from sparsecomp.pruning.metrics import (
     Measurement,
     accuracy_density,
-    index_bits,
-    smallest_storage,
     smallest_within,
-    storage,
 )
+from sparsecomp.pruning.storage import index_bits, smallest_storage, storage
 
 
 def bits(mask: torch.Tensor, k: int = 32) -> dict[str, int]:
@@ -33,6 +31,9 @@ def test_bits_by_hand() -> None:
     assert found["bsr 4x1"] == 3 * 4 * 8 + 3 * 3 + 1 * 2
     assert found["bsr 1x4"] == 2 * 4 * 8 + 2 * 1 + 4 * 2
     assert found["bsr 4x4"] == 2 * 16 * 8 + 2 * 1 + 1 * 2
+    assert found["bitmap 4x1"] == 3 * 4 * 8 + 8
+    assert found["bitmap 1x4"] == 2 * 4 * 8 + 8
+    assert found["bitmap 4x4"] == 2 * 16 * 8 + 2
     assert found["delta"] == min((3 + sum(g >> b for g in (1, 0, 28))) * (8 + b) for b in range(6))
 
 
@@ -75,7 +76,7 @@ def test_crossovers_of_the_survey() -> None:
 @pytest.mark.parametrize("mask", [torch.zeros(3, 5, 2, 2), torch.ones(1, 1), torch.eye(7)])
 def test_every_format_has_a_size(mask: torch.Tensor) -> None:
     found = storage(mask)
-    assert len(found) == 8
+    assert len(found) == 11
     assert [s.bits for s in found] == sorted(s.bits for s in found)
     assert all(s.values >= 32 * int(mask.count_nonzero()) for s in found)
     assert all(s.values == 0 for s in found if s.format != "dense" and not mask.any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from sparsecomp import InputError
 from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.metrics import Measurement
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 
 
@@ -24,9 +26,18 @@ def a_plan() -> Plan:
             Option(sparse, 1.5e-4, 0.0123456),
             1e-3,
             (Option(blocks, 2e-4, 0.02), Option(DENSE, 1e-3, 0.0)),
+            "delta",
+            979,
         ),
-        LayerPlan("encoder.down", (32, 64), Option(blocks, 3e-4, 0.04), 9e-4),
-        LayerPlan("head", (2, 32), Option(DENSE, 0.0, 0.0), 0.0, note="stays dense: it has only 64 weights"),
+        LayerPlan("encoder.down", (32, 64), Option(blocks, 3e-4, 0.04), 9e-4, (), "bitmap 4x1", 2350),
+        LayerPlan(
+            "head",
+            (2, 32),
+            Option(DENSE, 0.0, 0.0),
+            0.0,
+            nbytes=256,
+            note="stays dense: it has only 64 weights",
+        ),
     )
     totals = Totals(
         predicted_seconds=1.1e-3,
@@ -40,6 +51,20 @@ def a_plan() -> Plan:
         eager_seconds=4.2e-3,
         dense_loss=0.1,
         loss=0.125,
+        dense_quality=98.0,
+        quality=97.5,
+        parameters=4258,
+        nonzeros=958,
+        dense_flops=532480,
+        flops=110080,
+        formats={
+            "delta": 3300,
+            "bitmap": 3400,
+            "bitmap 4x1": 4000,
+            "csr": 4100,
+            "bsr 4x1": 4200,
+            "dense": 16384,
+        },
     )
     return Plan(
         "target_speedup=2", "obs", "optimal", "cpu", 2, layers, totals, ("one thing to know",), seconds=12.3
@@ -69,13 +94,26 @@ def test_data_go_to_a_file_and_back(tmp_path: Path) -> None:
     assert again.totals.sparsity == pytest.approx(1 - 860 / 4160)
 
 
+def test_plans_are_compared_by_any_cost() -> None:
+    plan = a_plan()
+    assert plan.totals.densities == pytest.approx((98.0 / 0.004258, 97.5 / 0.000958))
+    assert plan.measurement("nonzeros") == Measurement(958, 97.5)
+    assert plan.measurement("flops") == Measurement(110080, 97.5)
+    assert plan.measurement("seconds") == Measurement(1.05e-3, 97.5)
+    only_loss = replace(plan, totals=replace(plan.totals, quality=None, measured_seconds=None))
+    assert only_loss.measurement("bytes") == Measurement(5000, -0.125)
+    assert only_loss.measurement("seconds").cost == 1.1e-3
+    with pytest.raises(InputError, match="give quality= or evaluate="):
+        replace(plan, totals=replace(plan.totals, quality=None, loss=None)).measurement("flops")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", "holds no plan"),
         ("[]", "holds no plan"),
-        ('{"format": 0}', "of format 0; this version reads 1"),
-        ('{"format": 1}', "holds no plan: KeyError"),
+        ('{"format": 0}', "of format 0; this version reads 2"),
+        ('{"format": 2}', "holds no plan: KeyError"),
     ],
 )
 def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str, message: str) -> None:

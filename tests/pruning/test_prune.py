@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sparsecomp.errors import InputError
 from sparsecomp.pruning import obs
 from sparsecomp.pruning.candidate import DENSE, Candidate, default_candidates
-from sparsecomp.pruning.prune import METHODS, Method, prune_weight
+from sparsecomp.pruning.prune import METHODS, Method, prune_each, prune_weight
 from sparsecomp.pruning.pruned import output_error
 from sparsecomp.pruning.statistics import Statistics
 from tests.pruning.layers import moments, statistics
@@ -189,6 +189,19 @@ def test_fallbacks_say_why() -> None:
     assert nothing.error == 0
     bad = prune_weight(torch.randn(4, 3), half, Statistics(9, 2 * torch.ones(1, 3, 3) - torch.eye(3)))
     assert "no damping" in bad.note
+
+
+@pytest.mark.parametrize("method", ["obs", "wanda", "magnitude"])
+def test_candidates_together_are_as_each_alone(method: Method) -> None:
+    """In whatever order: the ways that share work between sparsities do not share results."""
+    torch.manual_seed(0)
+    found, weight = statistics(24), torch.randn(10, 24)
+    order = [CANDIDATES[number] for number in (1, 2, 0, 4, 3, 6, 5)] + [DENSE, CANDIDATES[0]]
+    for pruned, candidate in zip(prune_each(weight, order, found, method), order, strict=True):
+        alone = prune_weight(weight, candidate, found, method)
+        assert pruned.candidate == candidate
+        assert torch.equal(pruned.weight, alone.weight)
+        assert pruned.error == alone.error
 
 
 def test_dense_stays_as_it_is() -> None:

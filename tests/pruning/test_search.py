@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 
 from sparsecomp import InputError
-from sparsecomp.pruning.candidate import Candidate
+from sparsecomp.progress import Watch
+from sparsecomp.pruning.candidate import Candidate, default_candidates
 from sparsecomp.pruning.goal import Goal
 from sparsecomp.pruning.search import Timekeeper, at_speed
 from sparsecomp.pruning.series import Choices
+from sparsecomp.pruning.state import State
 from sparsecomp.pruning.stretch import Sample, Stretch
+from sparsecomp.pruning.whole import DenseTimes
 
 
 class Row:
@@ -79,3 +82,40 @@ def test_too_few_plans_to_meet_it_is_said() -> None:
     found, _, remarks = reached(0.0, 2.0, count=2)
     assert found > 10
     assert "the nearest plan there is was measured at" in remarks[0]
+
+
+class OneLayer:
+    """A subject whose time alone falls from 1 at density 1 to 0 at density 0."""
+
+    model, method, watch = None, "magnitude", Watch()
+    candidates: ClassVar = {"layer": default_candidates(("unstructured",), 8)}
+
+    def __init__(self) -> None:
+        self.state = State(None)
+
+    def seconds(self, name: str, candidate: Candidate) -> float:
+        return 1 - candidate.sparsity
+
+    def alone(self, choices: Choices) -> float:
+        return 1 - choices["layer"].sparsity if choices else 1.0
+
+    def roughly_pruned(self, choices: Choices) -> Choices:
+        return choices
+
+
+class Clock:
+    """A model takes twice as long as its layers alone, and a half more."""
+
+    def dense(self) -> DenseTimes:
+        return DenseTimes(5.0, 2.5)
+
+    def seconds(self, choices: Choices) -> float:
+        return 0.5 + 2 * (1 - choices["layer"].sparsity)
+
+
+@pytest.mark.parametrize(("speedup", "sparsity"), [(None, 0.8962), (1.5, 0.4), (3.0, 0.8137), (200.0, 0.99)])
+def test_the_prediction_is_from_a_sparse_model_near_the_goal(speedup: float | None, sparsity: float) -> None:
+    subject: Any = OneLayer()
+    times = Timekeeper(subject, lambda known: cast(Any, Clock()), "here", speedup)
+    assert [sample.alone for sample in times.samples] == [1.0, pytest.approx(1 - sparsity, abs=2e-3)]
+    assert times.first.whole(0.1) == pytest.approx(0.7)

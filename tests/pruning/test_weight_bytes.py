@@ -1,4 +1,4 @@
-"""The smallest of three formats."""
+"""What a candidate needs at most, in the formats of the survey."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 from sparsecomp.pruning.candidate import DENSE, Candidate
 from sparsecomp.pruning.layers import prunable_layers
 from sparsecomp.pruning.prune import prune_weight
-from sparsecomp.pruning.weight_bytes import most_kept, weight_bytes
+from sparsecomp.pruning.storage import smallest_storage
+from sparsecomp.pruning.weight_bytes import formats_of, most_kept, weight_bytes
 from sparsecomp.train.weights import Weight
 
 
@@ -24,17 +25,24 @@ def test_each_format_is_the_smallest_somewhere() -> None:
     assert weight_bytes(weight, Candidate("unstructured", 0.01)) == 4 * size  # a bitmap would be more
     half = weight_bytes(weight, Candidate("unstructured", 0.5))
     assert half == 2 * size + size // 8
-    kept = round(0.01 * size)
-    assert weight_bytes(weight, Candidate("unstructured", 0.99)) == kept * 6 + 257 * 4
-    blocks = weight_bytes(weight, Candidate("4x1", 0.9))
+    kept = size - round(0.99 * size)
+    assert weight_bytes(weight, Candidate("unstructured", 0.99)) == -(-(kept * (32 + 10) + 256 * 12) // 8)
     left = size // 4 - round(0.9 * size / 4)
-    assert blocks == 4 * 4 * left + 2 * left + 65 * 4
+    assert weight_bytes(weight, Candidate("4x1", 0.9)) == 4 * 4 * left + -(-size // 4 // 8)
+    assert weight_bytes(weight_of(64, 64), Candidate("2:4", 0.5)) == 2048 * 4 + 512
 
 
-def test_what_is_there_counts_more_than_what_was_asked_for() -> None:
-    weight = weight_of(64, 64)
-    assert weight_bytes(weight, Candidate("unstructured", 0.5), kept=0) == 65 * 4
-    assert weight_bytes(weight, Candidate("2:4", 0.5)) == 2048 * 4 + 512
+@given(
+    st.integers(1, 24),
+    st.integers(1, 24),
+    st.sampled_from(["unstructured", "4x1", "2:4", "3x2", "filter", "shape"]),
+    st.floats(0.05, 0.95),
+)
+def test_no_choice_of_weights_needs_more(rows: int, columns: int, structure: str, sparsity: float) -> None:
+    weight = weight_of(rows, columns)
+    candidate = Candidate(structure, 0.5 if structure == "2:4" else sparsity)
+    mask = prune_weight(weight.parameter.detach(), candidate, None, "magnitude").mask
+    assert smallest_storage(mask, 32, formats_of(weight, candidate)).nbytes <= weight_bytes(weight, candidate)
 
 
 @given(

@@ -1,0 +1,132 @@
+"""Ways to keep to one budget; which of them is best is measured on pruned models.
+
+That errors of layers add up is believed by the allocation, and is not true where much is pruned: what one layer loses,
+the next may not have needed. Then a plan of all structures may turn out worse than one that has fewer to choose from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparsecomp.pruning.candidate import DENSE
+from sparsecomp.pruning.reweigh import Factors, search_factors
+from sparsecomp.pruning.series import (
+    Allocation,
+    Choices,
+    DistributedSeries,
+    OptimalSeries,
+    Price,
+    Series,
+    fingerprint,
+    plain_series,
+)
+from sparsecomp.pruning.subject import Subject
+from sparsecomp.train.pattern import Pattern
+
+ALL = "all structures"
+WEIGHED = "all structures, layers weighed"
+SKETCH = 256
+"""Partial plans kept while factors are tried."""
+PROBE = 0.8
+"""Sparsity at which it is tried how much a layer's error matters."""
+
+
+def rivals_of(subject: Subject, cost: Price, budget: float) -> dict[str, Series]:
+    """The optimal plans of all structures first, then those of each structure alone, and one sparsity for all layers."""
+    structures = subject.structures
+    found: dict[str, Series] = {ALL: optimal(subject, cost)}
+    if subject.is_small:
+        found[WEIGHED] = weighed(subject, cost, budget)
+    if len(structures) > 1:
+        found |= {f"{structure} alone": optimal(subject, cost, structure) for structure in structures}
+    for structure in structures:
+        if structure.only_sparsity is None:
+            found[f"uniform {structure}"] = distributed(subject, cost, "uniform", structure)
+    return found
+
+
+def optimal(subject: Subject, cost: Price, structure: Pattern | None = None) -> OptimalSeries:
+    """Plans of least error. structure: the only one, beside dense."""
+    candidates = {
+        name: [c for c in found if c.is_dense or structure in (None, c.structure)]
+        for name, found in subject.choices.items()
+    }
+    return OptimalSeries(candidates, cost, subject.expected_error)
+
+
+def weighed(subject: Subject, cost: Price, budget: float) -> OptimalSeries:
+    """Plans of all structures, with factors of layers' errors that were searched for at this budget."""
+
+    def series(factors: Factors) -> OptimalSeries:
+        """Of candidates whose weights the sketch has."""
+        return OptimalSeries(subject.candidates, cost, lambda n, c: factors[n] * subject.error(n, c), SKETCH)
+
+    names = list(subject.candidates)
+    starts = [dict.fromkeys(names, 1.0), {name: _gain(subject, name) for name in names}]
+    key = f"factors of errors at {budget!r} by {subject.judge.measure}"
+    found: Any = subject.kept_opinions.get(key)
+    if found is None:
+        found = search_factors(starts, series, budget, subject.sketched)
+        subject.kept_opinions.put(key, found)
+    return OptimalSeries(subject.choices, cost, lambda n, c: found[n] * subject.expected_error(n, c))
+
+
+def _gain(subject: Subject, name: str) -> float:
+    """By how much the loss rises for an error of this layer alone."""
+    sparse = [c for c in subject.candidates[name] if not c.is_dense]
+    if not sparse:
+        return 1.0
+    probe = min(sparse, key=lambda c: abs(c.sparsity - PROBE))
+    rise = max(0.0, subject.sketched({name: probe}) - subject.sketched({}))
+    return rise / subject.error(name, probe) if subject.error(name, probe) else 1.0
+
+
+def distributed(
+    subject: Subject, cost: Price, allocation: Allocation, structure: Pattern
+) -> DistributedSeries:
+    """One structure, its sparsity by a rule; layers that must stay dense cost what they do."""
+    free = {name: subject.weights[name] for name, found in subject.candidates.items() if len(found) > 1}
+    stuck = sum(cost(name, DENSE) for name in subject.candidates if name not in free)
+    return plain_series(allocation, free, structure, cost, stuck)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured of each rival that can keep to the budget."""
+
+    losses: Mapping[str, float]
+
+    @property
+    def best(self) -> str:
+        """Of several that are equally good, the first."""
+        return min(self.losses, key=self.losses.__getitem__, default=ALL)
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{name} {loss:.4g}" for name, loss in self.losses.items())
+        return f"measured on calibration data, of each way to the same budget: {each}"
+
+
+def compare(
+    rivals: Mapping[str, Series],
+    within: Callable[[Series], int | None],
+    loss: Callable[[Choices], float],
+) -> Verdict:
+    """
+    Args:
+        rivals: By name.
+        within: The number of the plan that keeps to the budget; None where none does.
+        loss: Of the model pruned by these choices.
+    """
+    losses, known = {}, dict[str, float]()
+    for name, series in rivals.items():
+        number = within(series)
+        if number is None:
+            continue
+        choices = series.choices(number)
+        key = fingerprint(choices)
+        if key not in known:
+            known[key] = loss(choices)
+        losses[name] = known[key]
+    return Verdict(losses)
