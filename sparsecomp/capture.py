@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import os
 import sysconfig
 import threading
 import traceback
@@ -29,7 +30,11 @@ from sparsecomp.trace import Call, Shapes, export, opened_caches, read
 STDLIB = sysconfig.get_paths()["stdlib"]
 COMPILING = threading.RLock()
 """Held while a model is captured or compiled: torch.export is not made for several threads, logs and standard
-error are redirected for all of them, and what is measured should have the machine to itself."""
+error are redirected for all of them, and what is measured should have the machine to itself. A fork waits for it:
+half a compilation is of no use in the child."""
+os.register_at_fork(
+    before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
+)
 TRACERS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
