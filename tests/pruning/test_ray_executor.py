@@ -1,0 +1,128 @@
+"""A sweep on the machines of a Ray cluster, one of which is lost in the middle."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from sparsecomp import InputError
+from sparsecomp.pruning.ray_executor import RayExecutor
+from sparsecomp.pruning.sweep import Sweep, sweep
+from tests.pruning.test_sweep import OPTIONS, THREE, X, evaluate, losses, teacher
+
+WAYS: dict[str, Any] = {
+    "unstructured": {"structures": ("unstructured",)},
+    "uniform": {"structures": ("unstructured",), "allocation": "uniform"},
+}
+LIMIT = 110.0
+ignoring_ray = pytest.mark.filterwarnings("ignore::Warning")
+"""Ray warns of much that is not ours: unclosed files, signals, protocols that will change."""
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'sparsecomp\[ray\]'"):
+        RayExecutor()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """Two workers of one core each, and a head that runs nothing."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("pip install 'sparsecomp[ray]'")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    memory = 80 << 20
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
+    )
+    nodes = [made.add_node(num_cpus=1, object_store_memory=memory) for _ in range(2)]
+    ray.init(address=made.address, log_to_driver=False)
+    yield made, nodes
+    ray.shutdown()
+    made.shutdown()
+
+
+def slow_loss(folder: Path, model: nn.Module) -> float:
+    """The loss, after a second; that it began and ended is noted, with the node and the zeros that tell plans apart."""
+    import ray
+
+    if not ray.is_initialized() or ray.get_runtime_context().get_task_id() is None:
+        return evaluate(model)
+    zeros = sum(int((parameter == 0).sum()) for parameter in model.parameters())
+    node = ray.get_runtime_context().get_node_id()
+    note(folder / "began", f"{node} {zeros}")
+    time.sleep(1.0)
+    note(folder / "ended", f"{node} {zeros}")
+    return evaluate(model)
+
+
+def note(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+@ignoring_ray
+@pytest.mark.slow
+def test_a_machine_is_lost_in_the_middle_and_no_point(cluster: Any, tmp_path: Path) -> None:
+    made, nodes = cluster
+    found: list[Sweep] = []
+
+    def run() -> None:
+        with RayExecutor() as executor:
+            job = partial(slow_loss, tmp_path)
+            found.append(
+                sweep(teacher(), [X], job, THREE, WAYS, executor=executor, resume=tmp_path / "r", **OPTIONS)
+            )
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    names = {node.node_id for node in nodes}
+    until = time.monotonic() + LIMIT
+    while time.monotonic() < until and running.is_alive():
+        if {line.split()[0] for line in lines(tmp_path / "began")} == names and lines(tmp_path / "ended"):
+            break  # both work, and something is finished
+        time.sleep(0.05)
+    made.remove_node(nodes[0], allow_graceful=False)
+    finished = {line.split()[1] for line in lines(tmp_path / "ended")}
+    running.join(max(1.0, until - time.monotonic()))
+    assert not running.is_alive()
+    [whole] = found
+    assert losses(whole) == losses(sweep(teacher(), [X], evaluate, THREE, WAYS, **OPTIONS))
+    assert finished
+    assert len(whole.points) == 6
+    assert nodes[0].node_id not in {line.split()[0] for line in lines(tmp_path / "ended")[-2:]}
+    print(Counter(lines(tmp_path / "began")), Counter(lines(tmp_path / "ended")))
+
+
+@ignoring_ray
+@pytest.mark.slow
+def test_errors_of_a_task_are_those_of_the_call(cluster: Any) -> None:
+    with RayExecutor() as executor:
+        assert executor.submit(sorted, [3, 1, 2], reverse=True).result(LIMIT) == [3, 2, 1]
+        with pytest.raises(InputError, match="not known"):
+            sweep(
+                teacher(),
+                [X],
+                evaluate,
+                THREE,
+                {"odd": {"structures": ("5:4",)}},
+                executor=executor,
+                **OPTIONS,
+            )
