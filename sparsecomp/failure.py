@@ -98,16 +98,18 @@ def _recorded(
     if not place:
         return None
     text = "".join(traceback.format_exception(error))
-    folder = Path(place) / f"failure-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    folder = Path(place).absolute() / f"failure-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     try:
         if folder.exists():
             os.utime(folder)  # the same again: it is recent
             return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".failure-", dir=folder.parent) as unfinished:
+        with tempfile.TemporaryDirectory(
+            prefix=".", dir=folder.parent, ignore_cleanup_errors=True
+        ) as unfinished:
             (Path(unfinished) / "traceback.txt").write_text(text)
             _write(Path(unfinished), error, compiled, args, kwargs)
-            shutil.copytree(unfinished, folder)
+            Path(unfinished).rename(folder)
         _drop_oldest(folder.parent)
     except Exception as other:  # noqa: BLE001  a failure within a failure must not stop anybody
         LOG.warning("the failure is not kept: %s: %s", type(other).__name__, other)
