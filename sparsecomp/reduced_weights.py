@@ -35,8 +35,8 @@ def reduced(weights: Mapping[str, Tensor], limit: int) -> tuple[Described, dict[
         described[name] = {
             "form": form,
             "shape": list(tensor.shape),
-            "density": tensor.count_nonzero().item() / tensor.numel(),
-            "scale": tensor.float().std().item(),
+            "density": (count := tensor.count_nonzero().item()) / tensor.numel(),
+            "scale": tensor.float().norm().item() / max(1, count) ** 0.5,
         }
         if form == "pattern":
             kept[name] = torch.from_numpy(np.packbits((tensor != 0).reshape(-1).numpy()))

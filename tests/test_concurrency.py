@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from sparsecomp import SparseModule, compile_sparse
 from sparsecomp.artifact import general
 from sparsecomp.capture import COMPILING
-from sparsecomp.codegen import forks, library
+from sparsecomp.codegen import forks, library, lowered_region
+from sparsecomp.codegen.threads import team_of
 from sparsecomp.compare import TOLERANCE, relative_error
 from tests.artifact.nets import FEATURES, Images, Tokens, pruned
 
@@ -104,6 +106,25 @@ def test_a_thousand_calls_from_eight_threads(
         errors = list(pool.map(call, range(1000), timeout=LIMIT))
     assert len(errors) == 1000
     assert max(errors) < TOLERANCE
+
+
+def test_set_num_threads_is_obeyed_up_and_down(
+    models: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = compile_sparse(models["wide"], (example("wide", 4, 0),), min_speedup=0.0)
+    teams: list[int] = []
+
+    @contextmanager
+    def seen(threads: int) -> Iterator[None]:
+        teams.append(threads)
+        with team_of(threads):
+            yield
+
+    monkeypatch.setattr(lowered_region, "team_of", seen)
+    for threads in (2, 1, 3, 2):  # one thread needs no team
+        torch.set_num_threads(threads)
+        compiled(example("wide", 300, 0))
+    assert teams == [2, 3, 2]
 
 
 def test_saving_while_another_thread_compiles_a_new_shape(

@@ -24,7 +24,7 @@ import sparsecomp
 from sparsecomp.host import usable_cores
 
 
-class CompiledModel(litserve.LitAPI):
+class CompiledModel(litserve.LitAPI):  # type: ignore[misc]
     """One worker: a module with one tensor as its input and one as its output."""
 
     def __init__(self, path: Path, threads: int, trust: bool, **batching: Any) -> None:

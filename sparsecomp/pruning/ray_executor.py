@@ -56,7 +56,7 @@ class RayExecutor(Executor):
         if cancel_futures:
             for reference in self._running:
                 self._ray.cancel(reference)
-        elif wait:
+        elif wait and self._running:
             self._ray.wait(self._running, num_returns=len(self._running))
 
 

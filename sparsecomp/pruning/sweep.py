@@ -155,17 +155,20 @@ Task = tuple[str, Options, Mapping[str, float]]
 def _run(
     job: Callable[..., Point], tasks: Mapping[str, Task], executor: Executor | None
 ) -> Iterator[tuple[str, Point]]:
-    """Each with its name, as soon as it is there."""
+    """Each with its name, as soon as it is there. One that fails is raised when all others are there."""
     if executor is None:
         yield from ((name, job(*task)) for name, task in tasks.items())
         return
     futures = {executor.submit(job, *task): name for name, task in tasks.items()}
-    try:
-        for future in as_completed(futures):
+    failures = []
+    for future in as_completed(futures):
+        failure = future.exception()
+        if failure is None:
             yield futures[future], future.result()
-    finally:
-        for future in futures:
-            future.cancel()
+        else:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
 
 
 def _planned(

@@ -154,13 +154,13 @@ def test_a_compilation_goes_on_with_a_damaged_database(
     path = Timings.on_disk().path
     assert path is not None
     assert compiled.report.rung == "whole graph"
-    lines = path.read_text().splitlines()
+    before, lines = set(Timings.on_disk()._best), path.read_text().splitlines()
     cut = [line[: len(line) * 2 // 3] for line in lines[::2]]
     path.write_bytes(b"\n".join([*RUBBISH.values(), *(line.encode() for line in cut)]))
     again = compile_sparse(model, (x,), min_speedup=0.0)
     assert again.report.rung == "whole graph"
     assert "damaged and ignored" in caplog.text
-    assert len(Timings.on_disk()._best) >= len(lines) // 4  # and what it measured anew is kept
+    assert before & set(Timings.on_disk()._best)  # and what it measured anew is kept
 
 
 def test_a_folder_in_the_place_of_the_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
