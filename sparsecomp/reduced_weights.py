@@ -27,15 +27,14 @@ def reduced(weights: Mapping[str, Tensor], limit: int) -> tuple[Described, dict[
     kept: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         if name not in large:
-            described[name], kept[name] = (
-                {"form": "values"},
-                tensor.clone(memory_format=torch.contiguous_format),
-            )
+            described[name] = {"form": "values"}
+            kept[name] = tensor.clone(memory_format=torch.contiguous_format)
             continue
+        count = int(tensor.count_nonzero())
         described[name] = {
             "form": form,
             "shape": list(tensor.shape),
-            "density": (count := tensor.count_nonzero().item()) / tensor.numel(),
+            "density": count / tensor.numel(),
             "scale": tensor.float().norm().item() / max(1, count) ** 0.5,
         }
         if form == "pattern":
