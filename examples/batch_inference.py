@@ -54,9 +54,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("inputs", type=Path)
     parser.add_argument("outputs", type=Path)
-    parser.add_argument(
-        "--address", help="of a cluster, 'auto' for that of this machine; default: start one here"
-    )
+    parser.add_argument("--address", default="local", help="of a cluster; 'auto': that of this machine")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--batch", type=int, default=32)
