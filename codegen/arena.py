@@ -99,6 +99,10 @@ class ArenaPool:
                 self._free.sort(key=Tensor.numel)
                 del self._free[: -self._spare]
 
+    def renew(self) -> None:
+        """In a forked process: a thread that is not there may have held the lock."""
+        self._lock = threading.Lock()
+
     @contextmanager
     def lend(self, copies: int) -> Iterator[Tensor]:
         arena = self.take(copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import threading
 import weakref
@@ -24,6 +25,15 @@ _KNOWN: weakref.WeakValueDictionary[tuple[Region, Machine], Code] = weakref.Weak
 _LIBRARIES: dict[int, bytes] = {}
 """Of code in use, by identity."""
 _LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked process: a thread that is not there may have held it."""
+    global _LOCK
+    _LOCK = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def code_of(region: Region, machine: Machine) -> Code:

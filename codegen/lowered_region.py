@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import weakref
 from array import array
@@ -18,6 +19,7 @@ from torch import Tensor
 from sparsecomp import debug
 from sparsecomp.codegen.arena import ArenaPool
 from sparsecomp.codegen.compiled_region import Code
+from sparsecomp.codegen.forks import team
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.library import code_of
 from sparsecomp.codegen.machine import Machine
@@ -37,6 +39,13 @@ _POOLS: weakref.WeakValueDictionary[int, ArenaPool] = weakref.WeakValueDictionar
 def _pool(code: Code) -> ArenaPool:
     return _POOLS.setdefault(id(code), ArenaPool(code.arena.size))
 
+
+def _renew_pools() -> None:
+    for pool in list(_POOLS.values()):
+        pool.renew()
+
+
+os.register_at_fork(after_in_child=_renew_pools)
 
 MANY_SHAPES = 64
 """Combinations of input shapes that are remembered."""
@@ -88,7 +97,7 @@ class LoweredRegion:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
-        plan, threads = self._plan(inputs), min(self.threads(), SHARES)
+        plan, threads = self._plan(inputs), team(min(self.threads(), SHARES))
         inputs = [x.contiguous() for x in inputs]
         outputs = [torch.empty(shape) for shape in plan.outputs]
         arena = self.pool.take(threads)
@@ -137,7 +146,7 @@ class LoweredRegion:
     @contextmanager
     def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
         """The first arguments of the compiled function, while an arena is lent for them."""
-        plan, threads = self._plan(inputs), min(self.threads(), SHARES)
+        plan, threads = self._plan(inputs), team(min(self.threads(), SHARES))
         inputs = [x.contiguous() for x in inputs]
         with self.pool.lend(threads) as arena, team_of(threads):
             table = self._table_of(inputs, outputs, arena)

@@ -18,7 +18,7 @@ from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.predict import CostModel, fit
-from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens
+from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens, parse_schedule
 from sparsecomp.codegen.stopwatch import (
     Contestant,
     rest_of_the_model,
@@ -31,7 +31,7 @@ from sparsecomp.cost import RegionTimes, Rivals
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.program import Body
-from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import RowsKernelChoice, Schedule
 from sparsecomp.speed import alternating_seconds
 from sparsecomp.target import Target
 
@@ -272,14 +272,3 @@ def _as_good_as_dense(
     if pattern.shared or not dense or stored[pattern] <= NEARLY_ALL * max(dense):
         return ""
     return f"would keep {stored[pattern] / max(1, max(dense)):.0%} of the elements, which dense rows do without offsets"
-
-
-def parse_schedule(text: str) -> AnySchedule:
-    """Inverse of `str(schedule)`."""
-    for kind, in_place in (("bitmap P", False), ("in place P", True)):
-        if text.startswith(kind):
-            return FewTokens(int(text.removeprefix(kind)), in_place)
-    if text == "depthwise":
-        return Depthwise()
-    fields = {part[0]: int(part[1:]) for part in text.split()}
-    return Schedule(fields["V"], fields["K"], fields.get("P", 0))

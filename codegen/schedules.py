@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from itertools import pairwise
 
@@ -146,3 +147,20 @@ def _starts(layer: Layer, geometry: Planes) -> list[int]:
 
 def _ahead(pattern: RowBlocks) -> int:
     return 0 if pattern.shared else STREAM_AHEAD
+
+
+def parse_schedule(text: str) -> AnySchedule:
+    """Inverse of `str(schedule)`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    for kind, in_place in (("bitmap P", False), ("in place P", True)):
+        if text.startswith(kind) and text.removeprefix(kind).isdecimal():
+            return FewTokens(int(text.removeprefix(kind)), in_place)
+    if text == "depthwise":
+        return Depthwise()
+    found = re.fullmatch(r"V([1-9]\d?) K([1-9]\d*)(?: P(\d+))?", text)
+    if not found:
+        raise ValueError(f"{text!r} is no schedule")
+    return Schedule(*(int(number or 0) for number in found.groups()))

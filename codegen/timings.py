@@ -12,7 +12,6 @@ question the last one counts.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import json
@@ -23,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, get_args
 
 import torch
 import tvm
@@ -32,6 +31,7 @@ from filelock import FileLock
 from sparsecomp import geometry, layer, pattern, region, section, work
 from sparsecomp.cache import cache_folder
 from sparsecomp.codegen.machine import Machine, cpu_model
+from sparsecomp.codegen.schedules import parse_schedule
 from sparsecomp.codegen.signature import packed_signature
 from sparsecomp.layer import Layer
 from sparsecomp.program import Body
@@ -86,10 +86,13 @@ class Record:
     @staticmethod
     def parse(line: str) -> Record:
         """Raises ValueError, KeyError or TypeError for what is no record: a line cut off by a crash, say."""
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except RecursionError:
+            raise ValueError("no record is nested so deep") from None
         key = Key(**{part.name: content[part.name] for part in fields(Key)})
         predicted = content.get("predicted")
-        return Record(
+        record = Record(
             content["kind"],
             key,
             float(content["seconds"]),
@@ -98,6 +101,20 @@ class Record:
             content.get("details", {}),
             str(content["date"]),
         )
+        record.check()
+        return record
+
+    def check(self) -> None:
+        """Raises ValueError for one that nobody wrote: what it says would lead a compilation astray."""
+        if self.kind not in get_args(Kind) or not isinstance(self.details, dict):
+            raise ValueError(f"no record is a {self.kind!r} with {type(self.details).__name__}")
+        for part in fields(Key):
+            if type(getattr(self.key, part.name)) is not (int if part.name == "threads" else str):
+                raise ValueError(f"{part.name} is {getattr(self.key, part.name)!r}")
+        if not self.seconds >= 0:
+            raise ValueError(f"nothing takes {self.seconds} s")
+        if self.schedule and self.kind != "search":
+            parse_schedule(self.schedule)
 
 
 def _now() -> str:
@@ -179,9 +196,15 @@ class Timings:
         self._searches: dict[Key, Record] = {}
         self._trials: dict[Key, dict[str, Record]] = {}
         self._lock = threading.Lock()
-        for line in self._lines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off by a crash
+        lines, damaged = self._lines(), 0
+        for line in lines:
+            try:
                 self._know(Record.parse(line))
+            except (ValueError, KeyError, TypeError):  # a line cut off by a crash, say
+                damaged += bool(line)
+        if damaged:
+            told = "%d of %d lines of %s are damaged and ignored; `sparsecomp cache prune` removes them"
+            LOG.warning(told, damaged, len(lines), path)
 
     def _lines(self) -> list[str]:
         if self.path is None or not self.path.exists():

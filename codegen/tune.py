@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from sparsecomp.codegen.call import Call, kernel_of
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.measure import parse_schedule, refusals
+from sparsecomp.codegen.measure import refusals
 from sparsecomp.codegen.predict import CostModel, fit
-from sparsecomp.codegen.schedules import candidates, space
+from sparsecomp.codegen.schedules import candidates, parse_schedule, space
 from sparsecomp.codegen.stopwatch import FAR_BEHIND
 from sparsecomp.codegen.timings import Key, Record, Timings, call_of, device_of, versions
 from sparsecomp.codegen.workbench import Bench
@@ -68,6 +69,14 @@ class Standing:
     predicted_seconds: float = 0.0
     dense_seconds: float | None = None
 
+    @staticmethod
+    def of(details: Mapping[str, Any]) -> Standing | None:
+        """None where these are details of something else."""
+        try:
+            return Standing(**details)
+        except TypeError:
+            return None
+
 
 @dataclass(frozen=True)
 class Share:
@@ -100,7 +109,7 @@ class Search:
         self.patterns = timed_patterns(call, machine)
         self.key = search_key(call, machine, threads)
         found = timings.search(self.key)
-        self.standing = Standing(**found.details) if found else None
+        self.standing = Standing.of(found.details) if found else None
         self.tried = self._recorded()
         self.now, self.seconds = 0, 0.0
         """Trials of this run, and what they took."""

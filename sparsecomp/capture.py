@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import os
 import sysconfig
 import threading
 import traceback
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
@@ -29,7 +30,11 @@ from sparsecomp.trace import Call, Shapes, export, opened_caches, read
 STDLIB = sysconfig.get_paths()["stdlib"]
 COMPILING = threading.RLock()
 """Held while a model is captured or compiled: torch.export is not made for several threads, logs and standard
-error are redirected for all of them, and what is measured should have the machine to itself."""
+error are redirected for all of them, and what is measured should have the machine to itself. A fork waits for it:
+half a compilation is of no use in the child."""
+os.register_at_fork(
+    before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
+)
 TRACERS = ("<", str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
@@ -57,6 +62,25 @@ def capture(
         _check_plain(call)
         with _evaluating(model):
             return _first_that_works(call, wanted)
+
+
+def exported(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """What `capture` would read its graph from: a function of the call's tensors alone, which are its example.
+
+    Raises:
+        CaptureError: torch.export refuses.
+    """
+    with COMPILING, _quiet(), torch.inference_mode(False), torch.no_grad(), _evaluating(model):
+        call = Call(model, inspect.signature(model.forward), tuple(args), dict(kwargs))
+        failure: Exception | None = None
+        for shapes in _wanted_shapes(call, dynamic_shapes):
+            try:
+                return export(call, shapes).program
+            except Exception as error:  # noqa: BLE001  as in `capture`
+                failure = error
+        raise CaptureError(f"torch.export refuses: {_reason(failure)}") from failure
 
 
 def _first_that_works(call: Call, wanted: list[Shapes]) -> Capture:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sparsecomp import artifact
+from sparsecomp.capture import COMPILING
 from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import ArtifactError
 from sparsecomp.example import adopt_attributes
@@ -56,7 +57,7 @@ class Kept(DropIn):
         """
         from sparsecomp.artifact.general import general_graph
 
-        with self._lock:
+        with COMPILING, self._lock:
             self._check_whole_graph()
             artifact.save_module(self, path, general_graph(self))
 
@@ -71,14 +72,14 @@ class Kept(DropIn):
         """
         from sparsecomp.artifact.exporter import export_module
 
-        with self._lock:
+        with COMPILING, self._lock:
             self._check_whole_graph()
             export_module(self, Path(folder))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are what `save` would write, with the graphs there are: like `sparsecomp.load` they
         keep calls, weights and the report, and not the Python class."""
-        with self._lock:
+        with COMPILING, self._lock:
             self._check_whole_graph()
             return revived, (artifact.module_bytes(self),)
 
@@ -94,7 +95,7 @@ class Kept(DropIn):
         """
         from sparsecomp.new_values import executables_with, new_values
 
-        with self._lock:
+        with COMPILING, self._lock:
             values = new_values(self, model)
             compiler, variants = executables_with(self, values)
             self._compiler = compiler

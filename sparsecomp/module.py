@@ -18,6 +18,7 @@ from sparsecomp.compare import TOLERANCE, relative_error
 from sparsecomp.compile import Compiler, Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
+from sparsecomp.failure import reason_of
 from sparsecomp.inference_only import without_backward
 from sparsecomp.kept import Kept
 from sparsecomp.layer import Layer
@@ -30,7 +31,7 @@ from sparsecomp.report import Report
 from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
-from sparsecomp.trial import on_trial, reason_of
+from sparsecomp.trial import on_trial
 from sparsecomp.variant import Variant
 
 MAX_VARIANTS = 8
@@ -117,8 +118,8 @@ class SparseModule(Kept):
             except InputError:
                 raise
             except Exception as error:  # noqa: BLE001
-                what = "graph was" if not reasons else "layers were"
-                reasons += (f"the {what} not captured: {reason_of(error)}",)
+                what, call = "layers were" if reasons else "graph was", (trial.args, trial.kwargs)
+                reasons += (f"the {what} not captured: {reason_of(error, self, *call)}",)
                 self._compiler = Compiler(self._options)
                 self._variants.clear()
                 self._routes.clear()
@@ -261,8 +262,7 @@ class SparseModule(Kept):
         leaves, structure = pytree.tree_flatten((args, kwargs))
         kind = (structure, tuple(leaf.dtype if isinstance(leaf, Tensor) else type(leaf) for leaf in leaves))
         with COMPILING, self._lock:
-            covering = self._covering(args, kwargs)
-            if covering is not None:
+            if (covering := self._covering(args, kwargs)) is not None:
                 return covering  # another thread was first
             if kind in self._uncapturable or _empty(leaves):
                 return None
@@ -275,7 +275,7 @@ class SparseModule(Kept):
                 raise
             except Exception as error:  # noqa: BLE001  as when it is compiled first
                 self._uncapturable.add(kind)
-                self._note(f"a call runs layer by layer: {reason_of(error)}")
+                self._note(f"a call runs layer by layer: {reason_of(error, self, args, kwargs)}")
                 return None
             self._variants.append(variant)
             return variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 import time
@@ -17,10 +18,12 @@ import pytest
 import torch
 
 from benchmarks import child, footprint, overhead
+from benchmarks import growth as growth_of
 from benchmarks.footprint import Footprint
 from benchmarks.machine import Machine
 from benchmarks.memory import Growth, Question, Usage, forget_peak, growth, peak_resident, resident, usage
 from benchmarks.table import wide_console
+from benchmarks.workloads import WORKLOADS
 from sparsecomp import compile_sparse
 from sparsecomp.profile import CallProfile, Profile, RegionProfile
 
@@ -57,6 +60,46 @@ def test_growth_is_over_the_calls_that_were_asked_for() -> None:
     found = growth(Question("linear-4096", "unstructured", 0.9, threads=1, small=True, calls=8))
     assert found.calls == 8
     assert found.bytes == found.after - found.before
+
+
+@linux
+def test_memory_does_not_grow_with_calls_of_changing_shapes() -> None:
+    """A call that left one of its outputs behind would take 30 MiB here."""
+    runs = growth_of.calls_of("linear-4096")
+    outputs = sum(run().nbytes for run in runs) / len(runs)  # type: ignore[attr-defined]
+    calls = math.ceil(30 * MIB / outputs)
+    for number in range(calls // 2):
+        runs[number % len(runs)]()
+    before = resident()
+    for number in range(calls):
+        runs[number % len(runs)]()
+    assert resident() - before < 8 * MIB
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["bert-base", "resnet-50"])
+def test_memory_does_not_grow_in_half_a_minute(model: str) -> None:
+    found = growth_of.course([model], 30)
+    assert found.samples[-1].calls > 1000
+    assert found.settled[-1].resident - found.settled[0].resident < 8 * MIB
+
+
+def test_the_course_of_memory_is_a_slope() -> None:
+    samples = [growth_of.Sample(36.0 * n, 100 * n, 100 * MIB + n * MIB // 10) for n in range(2, 101)]
+    settling = [growth_of.Sample(0.0, 0, 0), growth_of.Sample(36.0, 100, 5 * MIB)]
+    found = growth_of.Course(("bert-base",), (*settling, *samples))
+    assert found.settled[0].seconds == 720
+    assert found.bytes_per_hour == pytest.approx(10 * MIB, rel=1e-3)
+    assert found.bytes_per_call == pytest.approx(10 * MIB / 10_000, rel=1e-3)
+    assert "slope +10.00 MiB an hour, +1048.5" in str(found)
+    assert growth_of.parse(["--hours", "0.1"]).hours == 0.1
+
+
+def test_sizes_change_from_call_to_call() -> None:
+    tokens, images = (WORKLOADS[name].inputs(2, True, 0) for name in ("bert-base", "resnet-50"))
+    assert growth_of.sized(tokens, 3)["attention_mask"].shape == (2, 13)
+    assert growth_of.sized(images, 3)["pixel_values"].shape == (2, 3, 58, 64)
 
 
 def test_a_footprint_compares_with_eager() -> None:

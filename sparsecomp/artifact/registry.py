@@ -47,7 +47,7 @@ def is_registered(digest: str) -> bool:
 def _digest(line: str) -> str | None:
     try:
         found = json.loads(line)["sha256"]
-    except (ValueError, KeyError, TypeError):  # a line cut off by a crash
+    except (ValueError, KeyError, TypeError, RecursionError):  # a line cut off by a crash
         return None
     return found if isinstance(found, str) else None
 

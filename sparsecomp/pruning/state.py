@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ class State:
         self.folder = folder
         self._numbers: dict[str, Any] = {}
         for line in self._lines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off by a crash
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, RecursionError
+            ):  # a line cut off by a crash
                 record = json.loads(line)
                 self._numbers[record["key"]] = record["value"]
 
@@ -73,7 +77,7 @@ class State:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
+            unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
             torch.save(value, unfinished)
             unfinished.replace(path)
         except OSError as error:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -17,6 +20,7 @@ from sparsecomp.pruning.chart import Panel, chart
 from sparsecomp.pruning.front import Options, sparsify
 from sparsecomp.pruning.plan import MIB, Plan
 from sparsecomp.pruning.search import held_out_loss
+from sparsecomp.pruning.state import State, digest, state_of
 
 WAYS: Mapping[str, Options] = {
     "mixed": {},
@@ -40,6 +44,8 @@ class Point:
     sparsity: float | None = None
     loss: float | None = None
     failure: str = ""
+    device: str = ""
+    """On which it was measured."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class Sweep:
             )
             table.add_row(p.way, p.goal, *numbers, p.failure)
         console.print(table)
+        devices = sorted({point.device for point in self.points if point.device})
+        if len(devices) > 1:
+            console.print(f"times are of different devices: {', '.join(devices)}")
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
     def save_chart(self, path: str | Path, title: str = "What is lost at which speed and size") -> None:
@@ -103,6 +112,8 @@ def sweep(
         {"target_speedup": 3.0},
     ),
     ways: Mapping[str, Options] = WAYS,
+    *,
+    executor: Executor | None = None,
     **options: Any,
 ) -> Sweep:
     """Plan a model in several ways to several budgets, and evaluate each.
@@ -113,25 +124,81 @@ def sweep(
         evaluate: Model -> its loss on held-out data.
         goals: Each one budget of `sparsify`: {"target_speedup": 2}, {"sparsity": 0.8}, {"target_bytes": 1e6}.
         ways: Name -> options of `sparsify` that make it different.
-        **options: Of `sparsify`, for all. With `resume` an interrupted sweep goes on where it stopped.
+        executor: Where plans are made, each a call of its own: a `RayExecutor` has the machines of a cluster. By default
+            here, one after the other. What is sent must pickle. Plans that are timed on one machine at once disturb each
+            other.
+        **options: Of `sparsify`, for all. With `resume` an interrupted sweep goes on where it stopped; what is finished
+            is kept in that folder of this machine.
 
     Raises:
         InputError: as `sparsify`; but a plan that is out of reach is a point that says so.
     """
     batches = None if calibration is None else list(calibration)
+    options = {"threads": torch.get_num_threads(), **options}
     dense_loss = held_out_loss(evaluate, model)
-    points = []
-    for way, own in ways.items():
-        for goal in goals:
-            try:
-                plan = sparsify(model, batches, evaluate=evaluate, **goal, **{**options, **own})  # type: ignore[arg-type]
-            except InputError as error:
-                if "out of reach" not in str(error):
-                    raise
-                points.append(Point(way, _name(goal), failure=str(error)))
-            else:
-                points.append(_point(way, plan))
-    return Sweep(tuple(points), dense_loss)
+    state = _finished(options.get("resume"), model, batches or [])
+    tasks = {
+        _name_of(way, own, goal, options): (way, own, goal) for way, own in ways.items() for goal in goals
+    }
+    found = {name: Point(**state.get(name)) for name in tasks if state.get(name) is not None}
+    job = partial(_planned, model, batches, evaluate, options)
+    left = {name: task for name, task in tasks.items() if name not in found}
+    for name, point in _run(job, left, executor):
+        found[name] = point
+        state.put(name, asdict(point))
+    return Sweep(tuple(found[name] for name in tasks), dense_loss)
+
+
+Task = tuple[str, Options, Mapping[str, float]]
+
+
+def _run(
+    job: Callable[..., Point], tasks: Mapping[str, Task], executor: Executor | None
+) -> Iterator[tuple[str, Point]]:
+    """Each with its name, as soon as it is there. One that fails is raised when all others are there."""
+    if executor is None:
+        yield from ((name, job(*task)) for name, task in tasks.items())
+        return
+    futures = {executor.submit(job, *task): name for name, task in tasks.items()}
+    failures = []
+    for future in as_completed(futures):
+        failure = future.exception()
+        if failure is None:
+            yield futures[future], future.result()
+        else:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+def _planned(
+    model: nn.Module,
+    batches: list[Any] | None,
+    evaluate: Callable[[nn.Module], float],
+    options: Mapping[str, Any],
+    way: str,
+    own: Options,
+    goal: Mapping[str, float],
+) -> Point:
+    try:
+        plan = sparsify(model, batches, evaluate=evaluate, **goal, **{**options, **own})  # type: ignore[arg-type]
+    except InputError as error:
+        if "out of reach" not in str(error):
+            raise
+        return Point(way, _name(goal), failure=str(error))
+    return _point(way, plan)
+
+
+def _finished(resume: str | Path | None, model: nn.Module, batches: Sequence[Any]) -> State:
+    """Points of this model and data that are there already."""
+    return State(None) if resume is None else state_of(Path(resume) / "points", digest(model, batches))
+
+
+def _name_of(way: str, own: Options, goal: Mapping[str, float], options: Mapping[str, Any]) -> str:
+    """What a point depends on, but for functions, which only the user can tell apart."""
+    plain = {**options, **own}
+    plain = {key: plain[key] for key in sorted(plain) if key != "resume" and not callable(plain[key])}
+    return f"{way}: {_name(goal)} {plain!r}"
 
 
 def _name(goal: Mapping[str, float]) -> str:
@@ -141,4 +208,5 @@ def _name(goal: Mapping[str, float]) -> str:
 def _point(way: str, plan: Plan) -> Point:
     totals = plan.totals
     seconds = totals.measured_seconds or totals.predicted_seconds
-    return Point(way, plan.goal, seconds, totals.bytes, totals.sparsity, totals.loss)
+    nbytes, loss = totals.bytes, totals.loss
+    return Point(way, plan.goal, seconds, nbytes, totals.sparsity, loss, device=plan.device)

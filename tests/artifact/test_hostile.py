@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 import struct
 import zipfile
 from collections.abc import Callable
@@ -112,6 +113,30 @@ def test_flipped_bits_and_truncations(
         assert torch.equal(back(x), expected)
 
 
+def borders(data: bytes) -> list[int]:
+    """Where something begins: each section's header and content, the directory, each entry of it, the archive's end."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        infos, directory = archive.infolist(), archive.start_dir
+    found = [0, directory, data.index(b"PK\x05\x06")]
+    for info in infos:
+        content = info.header_offset + zipfile.sizeFileHeader + len(info.filename.encode())
+        found += [info.header_offset, content, content + info.file_size]
+    place = directory
+    while (place := data.find(b"PK\x01\x02", place)) >= 0:
+        found.append(place)
+        place += 4
+    return sorted(set(found))
+
+
+@pytest.mark.usefixtures("no_native_code")
+def test_a_file_cut_off_at_any_border(data: bytes) -> None:
+    found = borders(data)
+    assert len(found) > 3 * len(SECTIONS)
+    for border in found:
+        for end in {max(0, border - 1), border, border + 1}:
+            refused(data[:end], "m.sparsecomp", trust=True)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.usefixtures("no_native_code")
 def test_a_flipped_bit_in_each_section(section: str, data: bytes) -> None:
@@ -171,6 +196,23 @@ def test_names_of_sections_lead_nowhere(name: str, data: bytes) -> None:
             region["code"]["section"] = name
 
     refused(repacked(sections, point), "m.sparsecomp", trust=True)
+
+
+@pytest.mark.usefixtures("no_native_code")
+def test_a_link_in_the_archive_leads_nowhere(data: bytes, tmp_path: Path) -> None:
+    """A section is never unpacked to a name: a link is the few bytes of its target, and those are no code."""
+    (tmp_path / "outside").write_bytes(unpacked(data)["code/0.so"])
+    sections = unpacked(data) | {"code/0.so": str(tmp_path / "outside").encode()}
+    file = io.BytesIO(repacked(sections, honest=False))
+    with zipfile.ZipFile(io.BytesIO(file.getvalue())) as archive:
+        entries = [(info, archive.read(info)) for info in archive.infolist()]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for info, content in entries:
+            link = info.filename == "code/0.so"
+            info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16 if link else 0
+            archive.writestr(info, content)
+    refused(file.getvalue(), "section 'code/0.so' is damaged", trust=True)
 
 
 def test_two_sections_of_one_name(data: bytes) -> None:
@@ -321,6 +363,44 @@ def test_strange_manifests_and_graphs_with_right_hashes(
     back = read_or_refused(repacked(sections))
     if back is not None:
         back.state_dict()
+
+
+@pytest.mark.filterwarnings("ignore::sparsecomp.ArtifactWarning")
+@settings(max_examples=80, deadline=None)
+@given(
+    section=st.sampled_from(["weights.safetensors", "graphs.json"]),
+    place=st.integers(0, 4000),
+    written=st.binary(min_size=1, max_size=12),
+    cut=st.booleans(),
+)
+def test_strange_sections_with_right_hashes(
+    section: str, place: int, written: bytes, cut: bool, data: bytes
+) -> None:
+    """Bytes that nobody wrote, where the headers of the tensors and the graphs are."""
+    sections = unpacked(data)
+    content = bytearray(sections[section])
+    place %= len(content)
+    content[place : len(content) if cut else place + len(written)] = written
+    sections[section] = bytes(content)
+    back = read_or_refused(repacked(sections))
+    if back is not None:
+        back.state_dict()
+
+
+def test_a_registry_of_rubbish_trusts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path))
+    lines = [
+        b"\x00\xff",
+        b"[" * 100_000,
+        b"[]",
+        b"null",
+        b'{"sha256": null}',
+        b'{"sha256": ["%s"]}' % (b"a" * 64),
+    ]
+    (tmp_path / "trusted-1.jsonl").write_bytes(b"\n".join(lines))
+    assert not registry.is_registered("a" * 64)
+    registry.register("a" * 64)
+    assert registry.is_registered("a" * 64)
 
 
 def test_the_registry_survives_a_line_cut_off(

@@ -35,7 +35,7 @@ def break_a_line() -> None:
 
 def test_list_counts_files_and_records(add: Add) -> None:
     assert run("cache", "list").stdout.endswith("empty\n\ndatabase: no record\n")
-    add(trial("V4", "2026-01-01"), trial("V8", "2026-01-02"), Record("best", KEY, 1e-3, "V4"))
+    add(trial("V4 K16", "2026-01-01"), trial("V8 K16", "2026-01-02"), Record("best", KEY, 1e-3, "V4 K16"))
     data = as_json("cache", "list")
     assert data["records"] == {"trial": 2, "best": 1}
     assert data["bytes"] == sum(one["bytes"] for one in data["files"]) > 0
@@ -43,7 +43,7 @@ def test_list_counts_files_and_records(add: Add) -> None:
 
 
 def test_verify_names_damaged_lines_and_fails(add: Add) -> None:
-    add(trial("V4", "2026-01-01"))
+    add(trial("V4 K16", "2026-01-01"))
     assert "1 lines, 0 damaged" in run("cache", "verify").stdout
     break_a_line()
     assert (
@@ -53,7 +53,11 @@ def test_verify_names_damaged_lines_and_fails(add: Add) -> None:
 
 
 def test_prune_removes_what_nothing_asks_for(add: Add) -> None:
-    add(trial("V4", "2026-01-01", 3e-3), trial("V4", "2026-01-02", 2e-3), Record("best", OLD, 1e-3, "V4"))
+    add(
+        trial("V4 K16", "2026-01-01", 3e-3),
+        trial("V4 K16", "2026-01-02", 2e-3),
+        Record("best", OLD, 1e-3, "V4 K16"),
+    )
     break_a_line()
     before = read_database().path.read_text()
     assert as_json("cache", "prune", "--dry-run")["kept"] == 1
@@ -66,22 +70,26 @@ def test_prune_removes_what_nothing_asks_for(add: Add) -> None:
 
 
 def test_what_is_pruned_answers_as_before(add: Add) -> None:
-    add(Record("best", KEY, 2e-3, "V4"), trial("V4", "2026-01-01"), Record("best", KEY, 1e-3, "V8"))
+    add(
+        Record("best", KEY, 2e-3, "V4 K16"),
+        trial("V4 K16", "2026-01-01"),
+        Record("best", KEY, 1e-3, "V8 K16"),
+    )
     before = Timings.on_disk()
     prune_database(None)
     after = Timings.on_disk()
-    assert after.get(KEY) == before.get(KEY) == (1e-3, "V8")
+    assert after.get(KEY) == before.get(KEY) == (1e-3, "V8 K16")
     assert after.trials(KEY) == before.trials(KEY)
 
 
 def test_a_limit_drops_the_oldest_trials_first(add: Add) -> None:
-    best = Record("best", KEY, 1e-3, "V4", date="2020-01-01")
-    add(best, *(trial(f"V{n}", f"2026-01-0{n}") for n in (3, 1, 2)))
+    best = Record("best", KEY, 1e-3, "V4 K16", date="2020-01-01")
+    add(best, *(trial(f"V{n} K16", f"2026-01-0{n}") for n in (3, 1, 2)))
     whole = read_database().size
     one = max(line.size for line in read_database().lines)
     data = as_json("cache", "prune", "--limit", str(whole - one))
     assert (data["removed"], data["kept"]) == ({"over the limit": 1}, 3)
-    assert [record.schedule for record in read_database().latest] == ["V4", "V3", "V2"]
+    assert [record.schedule for record in read_database().latest] == ["V4 K16", "V3 K16", "V2 K16"]
     prune_database(0)
     assert read_database().latest == ()
 

@@ -6,11 +6,17 @@ import json
 import multiprocessing
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
+from sparsecomp import compile_sparse
 from sparsecomp.codegen.machine import machine_of
+from sparsecomp.codegen.schedules import parse_schedule
 from sparsecomp.codegen.timings import Key, Record, Timings, layer_key, region_key, versions
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, pack
@@ -74,6 +80,94 @@ def test_kept_on_disk_but_for_lines_that_were_cut_off(tmp_path: Path) -> None:
     Timings(path).put(named("c"), 0.25, "")
     found = Timings(path)
     assert [found.get(named(name)) for name in "abc"] == [(0.5, "V4 K16"), None, (0.25, "")]
+
+
+RUBBISH = {
+    "bytes": b"\x00\xff\xfe",
+    "no JSON": b'{"kind": "best", "seco',
+    "another JSON": b"[1, null]",
+    "nested deep": b"[" * 100_000,
+    "a number": b"5",
+}
+WRONG: dict[str, dict[str, Any]] = {
+    "a kind": {"kind": "worst"},
+    "no number": {"seconds": "soon"},
+    "not a number": {"seconds": float("nan")},
+    "before its time": {"seconds": -1.0},
+    "no schedule": {"schedule": "W4 K16"},
+    "a huge schedule": {"schedule": "V4000000 K16"},
+    "an empty pass": {"schedule": "V4 K0"},
+    "a call that is no text": {"call": ["linear"]},
+    "a number of threads that is none": {"threads": "2"},
+    "details that are none": {"details": [1]},
+    "a prediction that is none": {"predicted": "soon"},
+}
+
+
+@pytest.mark.parametrize("what", [*RUBBISH, *WRONG])
+def test_damaged_lines_are_ignored_with_a_warning(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "timings.jsonl"
+    Timings(path).put(named("a"), 0.5, "V4 K16")
+    good = json.loads(path.read_text())
+    line = RUBBISH.get(what) or json.dumps(good | WRONG[what]).encode()
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    found = Timings(path)
+    assert found.get(named("a")) == (0.5, "V4 K16")
+    assert f"1 of 2 lines of {path} are damaged and ignored" in caplog.text
+    found.put(named("b"), 0.25, "")
+    assert Timings(path).get(named("b")) == (0.25, "")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), keep=st.floats(0, 1), cut=st.booleans()
+)
+def test_flipped_bits_and_truncations(
+    place: float, bit: int, keep: float, cut: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The other records are as they were; the damaged one is gone, or says something that a record may say."""
+    path = tmp_path_factory.mktemp("damaged") / "timings.jsonl"
+    records = [Record("best", named(name), 0.5, "V4 K16 P128", date="2026-01-02T03:04:05Z") for name in "abc"]
+    Timings(path).add(records)
+    damaged = bytearray(path.read_bytes())
+    damaged[int(place * len(damaged))] ^= 1 << bit
+    if cut:
+        del damaged[int(keep * len(damaged)) :]
+    path.write_bytes(damaged)
+    found = [value for name in "abc" if (value := Timings(path).get(named(name))) is not None]
+    assert cut or len(found) >= 1
+    assert sum(value != (0.5, "V4 K16 P128") for value in found) <= 1
+    for seconds, schedule in found:
+        assert seconds >= 0
+        parse_schedule(schedule or "depthwise")
+
+
+def test_a_compilation_goes_on_with_a_damaged_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SPARSECOMP_CACHE", str(tmp_path))
+    model, x = nn.Sequential(nn.Linear(48, 32)).eval(), torch.randn(40, 48)
+    compiled = compile_sparse(model, (x,), min_speedup=0.0)
+    path = Timings.on_disk().path
+    assert path is not None
+    assert compiled.report.rung == "whole graph"
+    before, lines = set(Timings.on_disk()._best), path.read_text().splitlines()
+    cut = [line[: len(line) * 2 // 3] for line in lines[::2]]
+    path.write_bytes(b"\n".join([*RUBBISH.values(), *(line.encode() for line in cut)]))
+    again = compile_sparse(model, (x,), min_speedup=0.0)
+    assert again.report.rung == "whole graph"
+    assert "damaged and ignored" in caplog.text
+    assert before & set(Timings.on_disk()._best)  # and what it measured anew is kept
+
+
+def test_a_folder_in_the_place_of_the_database(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    timings = Timings(tmp_path)
+    timings.put(named("a"), 0.5, "")
+    assert timings.get(named("a")) == (0.5, "")
+    assert "measurements are not kept" in caplog.text
 
 
 def test_the_last_decision_counts() -> None:
