@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--trust", action="store_true", help="run native code that another machine wrote")
     options = parser.parse_args()
     ray.init(address=options.address, include_dashboard=False)
-    batches = load_file(options.inputs)["input"].split(options.batch)
+    batches = load_file(options.inputs)["input"].split(options.batch)  # type: ignore[no-untyped-call]
     found = outputs_of(options.model, batches, options.workers, options.threads, options.trust)
     save_file({"output": torch.cat(list(found))}, options.outputs)
 

@@ -154,10 +154,10 @@ def _program(
 ) -> tuple[str, ExportedProgram]:
     """What it is of, and a program of the call's tensors: the whole model, or else its layers, each for itself."""
     try:
-        return "the whole model", exported(model, *copied_call(args, kwargs), dynamic_shapes)
+        return "the whole model", exported(model, *copied_call(tuple(args), dict(kwargs)), dynamic_shapes)
     except Exception as error:  # noqa: BLE001  whatever tracing passes on
         LOG.info("the model is not exported: %s", error)
-    inputs = record_inputs(model, *copied_call(args, kwargs))
+    inputs = record_inputs(model, *copied_call(tuple(args), dict(kwargs)))
     return "its layers", exported(layers_graph(model, inputs), tuple(inputs.values()), {})
 
 

@@ -131,16 +131,23 @@ def test_what_is_installed_compiles_a_model(distributions: Distributions, tmp_pa
     place = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     python = place / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", distributions.wheel]
+    install: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        distributions.wheel,
+    ]
     subprocess.run(install, check=True)
     purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
     there = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip()
     (Path(there) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     surroundings = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "SPARSECOMP_CACHE": str(tmp_path / "cache")}
-    for command in (
-        [python, "-c", FIRST_USE],
-        [place / "bin" / "sparsecomp", "report", "model.sparsecomp"],
-    ):
+    first: list[str | Path] = [python, "-c", FIRST_USE]
+    for command in (first, [place / "bin" / "sparsecomp", "report", "model.sparsecomp"]):
         done = subprocess.run(
             command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False
         )

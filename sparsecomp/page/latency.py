@@ -168,8 +168,9 @@ def overview(layers: Sequence[Mapping[str, Any]]) -> Overview | None:
 
 def fastest(layer: Mapping[str, Any]) -> float | None:
     """Milliseconds of the layer's fastest kernel, whether or not it was taken; without any, of PyTorch."""
-    kernels = [c["ms"] for c in layer["candidates"][1:] if _ms(c)]
-    return layer["chosen_ms"] if layer["choice"] != "dense" or not kernels else min(kernels)
+    kernels: list[float] = [c["ms"] for c in layer["candidates"][1:] if _ms(c)]
+    chosen: float | None = layer["chosen_ms"]
+    return chosen if layer["choice"] != "dense" or not kernels else min(kernels)
 
 
 def _wide(share: float) -> float:

@@ -113,13 +113,17 @@ def test_flipped_bits_and_truncations(
         assert torch.equal(back(x), expected)
 
 
+FILE_HEADER = 30
+"""Bytes before the name of a section, in a zip file."""
+
+
 def borders(data: bytes) -> list[int]:
     """Where something begins: each section's header and content, the directory, each entry of it, the archive's end."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         infos, directory = archive.infolist(), archive.start_dir
     found = [0, directory, data.index(b"PK\x05\x06")]
     for info in infos:
-        content = info.header_offset + zipfile.sizeFileHeader + len(info.filename.encode())
+        content = info.header_offset + FILE_HEADER + len(info.filename.encode())
         found += [info.header_offset, content, content + info.file_size]
     place = directory
     while (place := data.find(b"PK\x01\x02", place)) >= 0:

@@ -19,7 +19,7 @@ def test_every_weight_is_counted_in_its_smallest_format() -> None:
     found = take_inventory(model, choices)
     assert found.kept == {"0": 1024, "1": 104, "2": 256}
     assert [found.stored[name].format for name in "012"] == ["bitmap", "bsr 4x1", "dense"]
-    forms = [{form.format: form.nbytes for form in storage(model[n].weight != 0)} for n in (0, 1)]  # type: ignore[arg-type,operator]
+    forms = [{form.format: form.nbytes for form in storage(model[n].weight != 0)} for n in (0, 1)]  # type: ignore[arg-type]
     assert found.nbytes == forms[0]["bitmap"] + forms[1]["bsr 4x1"] + 256 * 4
     assert found.formats == {name: forms[0][name] + forms[1][name] for name in forms[0]}
     assert list(found.formats.values()) == sorted(found.formats.values())

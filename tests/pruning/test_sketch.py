@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparsecomp.pruning.candidate import DENSE, Candidate
@@ -20,9 +20,13 @@ from sparsecomp.pruning.sketch import Sketch
 HALF, MOST = Candidate("unstructured", 0.5), Candidate("4x1", 0.9)
 
 
+def parameter(layer: nn.Module) -> Tensor:
+    return layer.get_parameter("weight").detach()
+
+
 def test_a_sketch_has_each_weight_as_pruned_alone_and_leaves_the_model() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    before = [layer.weight.detach().clone() for layer in model]
+    before = [parameter(layer).clone() for layer in model]
     asked: list[str] = []
 
     def pruned(name: str, candidates: Sequence[Candidate]) -> Iterable[Pruned]:
@@ -38,7 +42,7 @@ def test_a_sketch_has_each_weight_as_pruned_alone_and_leaves_the_model() -> None
             assert torch.equal(found[number].weight, expected)  # type: ignore[index]
     assert sketch.errors("0")[HALF] == prune_weight(before[0], HALF, None, "magnitude").error
     assert sorted(asked) == ["0", "1"]
-    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(model, before, strict=True))
+    assert all(torch.equal(parameter(layer), weight) for layer, weight in zip(model, before, strict=True))
 
 
 def test_the_judge_takes_the_users_function_or_the_loss_or_the_outputs() -> None:
