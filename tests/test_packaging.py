@@ -147,7 +147,8 @@ def test_what_is_installed_compiles_a_model(distributions: Distributions, tmp_pa
     (Path(there) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     surroundings = {"PATH": f"{place / 'bin'}:/usr/bin:/bin", "SPARSECOMP_CACHE": str(tmp_path / "cache")}
     first: list[str | Path] = [python, "-c", FIRST_USE]
-    for command in (first, [place / "bin" / "sparsecomp", "report", "model.sparsecomp"]):
+    second: list[str | Path] = [place / "bin" / "sparsecomp", "report", "model.sparsecomp"]
+    for command in (first, second):
         done = subprocess.run(
             command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False
         )
