@@ -111,7 +111,8 @@ def _is_chosen(layer: Mapping[str, Any], candidate: Mapping[str, Any]) -> bool:
 
 
 def _ms(candidate: Mapping[str, Any]) -> float | None:
-    return candidate.get("ms")
+    ms: float | None = candidate.get("ms")
+    return ms
 
 
 def _x(share: float) -> float:
@@ -168,8 +169,9 @@ def overview(layers: Sequence[Mapping[str, Any]]) -> Overview | None:
 
 def fastest(layer: Mapping[str, Any]) -> float | None:
     """Milliseconds of the layer's fastest kernel, whether or not it was taken; without any, of PyTorch."""
-    kernels = [c["ms"] for c in layer["candidates"][1:] if _ms(c)]
-    return layer["chosen_ms"] if layer["choice"] != "dense" or not kernels else min(kernels)
+    kernels: list[float] = [c["ms"] for c in layer["candidates"][1:] if _ms(c)]
+    now: float | None = layer["chosen_ms"]
+    return now if layer["choice"] != "dense" or not kernels else min(kernels)
 
 
 def _wide(share: float) -> float:
