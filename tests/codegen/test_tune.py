@@ -139,6 +139,7 @@ def test_candidates_say_what_was_predicted_before_they_were_measured(monkeypatch
         assert candidate.how is not None
         work = Call.of(layer, matrix(layer)).work(candidate.how, MACHINE)
         assert candidate.predicted == pytest.approx(fit([], 1).seconds(work)), "nothing was known yet"
+        assert candidate.predicted is not None
         assert candidate.predicted_idle is not None
         assert 0 < candidate.predicted_idle < candidate.predicted
     later = Meter(Target(), 1, timings).candidates(layer, matrix(layer))
