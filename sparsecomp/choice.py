@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsecomp.region import Depthwise, RowsKernelChoice
 
@@ -20,9 +20,9 @@ class Candidate:
     """None for PyTorch."""
     stored: int = 0
     """Weight elements it multiplies."""
-    predicted: float | None = None
-    """Seconds that the cost model expected before this one was measured; it decides nothing."""
-    predicted_idle: float | None = None
+    predicted: float | None = field(default=None, compare=False)
+    """Seconds that the cost model expects by what was measured before this compilation; it decides nothing."""
+    predicted_idle: float | None = field(default=None, compare=False)
     """The same if it had nothing to multiply. Between the two, time is nearly linear in what is stored."""
 
     @property

@@ -180,7 +180,7 @@ def test_a_layer_in_the_graph_leads_to_its_details(reader: Reader) -> None:
     reader.page.get_by_role("region", name="Operators in the order").get_by_role(
         "link", name="second"
     ).click()
-    assert reader.page.locator("#layer-1-detail").is_visible()
+    reader.page.locator("#layer-1-detail").wait_for()  # the browser tells its script a little later
     assert reader.page.evaluate("document.activeElement.textContent") == "second"
 
 
