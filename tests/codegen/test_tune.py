@@ -131,7 +131,7 @@ def test_later_compilations_use_it_without_measuring(monkeypatch: pytest.MonkeyP
 
 def test_candidates_say_what_was_predicted_before_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     timings, layer = Timings.in_memory(), LAYERS[0]
-    monkeypatch.setattr(measure, "seconds_in_turn", lambda contestants: [1e-4] * len(contestants))
+    monkeypatch.setattr(measure, "seconds_in_turn", lambda contestants, *rest: [1e-4] * len(contestants))
     dense, *kernels = Meter(Target(), 1, timings).candidates(layer, matrix(layer))
     assert dense.predicted is None
     timed = [candidate for candidate in kernels if not candidate.refused]
