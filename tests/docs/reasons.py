@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ TAKES_REASONS = ("Choice", "given_up", "_give_up", "_note")
 """Calls that are told a reason by position."""
 
 
+@cache
 def reasons() -> dict[str, str]:
     """Reason, with … for what is filled in -> the file that gives it."""
     return {reason: name for name, tree in _sources() for node in ast.walk(tree) for reason in _of(node)}

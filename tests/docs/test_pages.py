@@ -21,7 +21,17 @@ from sparsecomp import debug
 from tests.cli.nets import run
 from tests.docs.pages import DOCS, PAGES, ROOT, Block, blocks, commands
 
-SLOW = ("getting_started.md", "plan.md", "tutorial.md")
+SLOW = (
+    "compiling.md",
+    "debugging.md",
+    "exporting.md",
+    "getting_started.md",
+    "plan.md",
+    "reading_reports.md",
+    "sparsify.md",
+    "torch_compile.md",
+    "tutorial.md",
+)
 """Pages whose code takes longer than seconds."""
 LANGUAGES = {"python", "given", "sh", "text", "c"}
 CHECKED = ("make", "pip", "python", "python3")
