@@ -213,7 +213,7 @@ class Planner:
             bytes=subject.other_bytes + inventory.nbytes,
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
             kept=sum(inventory.kept.values()),
-            error=sum(subject.expected_error(n, c) for n, c in choices.items()),
+            error=sum(subject.error(n, c) for n, c in choices.items()),
             measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
             eager_seconds=times.dense.eager if times else None,
@@ -233,13 +233,13 @@ class Planner:
 
         def option(candidate: Candidate) -> Option:
             seconds = stretch.factor * subject.seconds(name, candidate)
-            return Option(candidate, seconds, subject.expected_error(name, candidate))
+            return Option(candidate, seconds, subject.error(name, candidate))
 
         candidates = subject.candidates[name]
         if chosen not in candidates:
             candidates = (*candidates, chosen)
         costs = np.array([self._cost(name, c) for c in candidates])
-        errors = np.array([subject.expected_error(name, c) for c in candidates])
+        errors = np.array([subject.error(name, c) for c in candidates])
         near = runners_up(costs, errors, candidates.index(chosen))
         return LayerPlan(
             name,

@@ -73,9 +73,9 @@ def test_a_plan_says_what_was_measured_of_each_way() -> None:
 def test_the_users_function_is_the_judge() -> None:
     def only_blocks(model: nn.Module) -> float:
         """Of 4x1 blocks that are partly zero, the share."""
-        weight: Tensor = model[0].weight  # type: ignore[index]
-        blocks = (weight != 0).reshape(-1, 4, weight.shape[1]).sum(dim=1)
-        return float(((blocks > 0) & (blocks < 4)).float().mean())
+        weights: list[Tensor] = [model[n].weight for n in (0, 2)]  # type: ignore[index]
+        blocks = [(weight != 0).reshape(-1, 4, weight.shape[1]).sum(dim=1) for weight in weights]
+        return sum(float(((kept > 0) & (kept < 4)).float().mean()) for kept in blocks)
 
     plan = planned(sensitivity=only_blocks)
     assert "unstructured alone" in plan.notes[0]

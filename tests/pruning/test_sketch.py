@@ -45,6 +45,7 @@ def test_a_sketch_has_each_weight_as_pruned_alone_and_leaves_the_model() -> None
     assert all(torch.equal(parameter(layer), weight) for layer, weight in zip(model, before, strict=True))
 
 
+@torch.no_grad()
 def test_the_judge_takes_the_users_function_or_the_loss_or_the_outputs() -> None:
     model, other = nn.Linear(4, 3), nn.Linear(4, 3)
     x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
