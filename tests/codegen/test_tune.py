@@ -136,7 +136,7 @@ def test_later_compilations_use_it_without_measuring(monkeypatch: pytest.MonkeyP
     tuned = next(candidate for candidate in candidates if candidate.how and candidate.how.pattern.rows == 1)
     assert tuned.how is not None
     assert isinstance(tuned.how.schedule, Schedule)
-    assert tuned.how.schedule.vectors == 3
+    assert tuned.how.schedule.vectors == BEST
 
 
 def test_candidates_say_what_was_predicted_before_they_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
