@@ -15,11 +15,11 @@ ELSEWHERE = {
     "sparsecomp/channels": "why a dead channel stays; the layer itself may well be sparse",
     "sparsecomp/cli": "errors of the command line",
     "sparsecomp/contract.py": "which calls need a further graph",
+    "sparsecomp/failure.py": "the wording of an error that nobody foresaw",
     "sparsecomp/intake.py": "errors",
     "sparsecomp/pruning": "why a plan prunes as it does",
     "sparsecomp/trace.py": "which calls need a further graph",
     "sparsecomp/train": "what training refuses is an error",
-    "sparsecomp/trial.py": "the wording of an error",
     "passes/slim.py": "as sparsecomp/channels",
     "codegen/cpu/bitmap_rows.py": "which kernels are candidates at all",
 }
