@@ -84,12 +84,19 @@ def modules() -> set[str]:
     return {path.as_posix() for path in own - linked} | {f"sparsecomp/{path.as_posix()}" for path in here}
 
 
+def data() -> set[str]:
+    """What the library reads beside its source."""
+    templates = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("sparsecomp/*/templates/*")}
+    assert templates
+    return templates | {"sparsecomp/py.typed"}
+
+
 def test_the_wheel_holds_the_library_and_nothing_else(distributions: Distributions) -> None:
     found = set(members(distributions.wheel))
     information = {
         name for name in found if name.startswith(f"sparsecomp-{sparsecomp.__version__}.dist-info/")
     }
-    assert found - information == modules() | {"sparsecomp/py.typed"}
+    assert found - information == modules() | data()
     kinds = {PurePosixPath(name).name for name in information}
     assert {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "LICENSE"} <= kinds
     assert distributions.wheel.name == f"sparsecomp-{sparsecomp.__version__}-py3-none-any.whl"
@@ -115,7 +122,7 @@ def test_the_source_archive_holds_no_stray_files(distributions: Distributions) -
     assert strays == set()
     assert {
         f"sparsecomp/{name}" if not name.startswith("sparsecomp/") else name for name in found
-    } >= modules()
+    } >= modules() | data()
 
 
 def test_the_source_archive_builds_the_same_wheel(distributions: Distributions, tmp_path: Path) -> None:
