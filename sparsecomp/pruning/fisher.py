@@ -53,7 +53,7 @@ class FisherSurgery:
         blocked = _Blocked(height, width, min(per_block, -(-across // m) * m))
         values, samples = blocked.split(weight[None])[0], blocked.split(gradients)
         real = blocked.real(columns).repeat(-(-rows // height)).to(weight.device)
-        trace = self._trace(values, samples, damp, real)
+        trace = self._trace(values, samples, damp, real, height * width)
         if self.limits:
             kept = trace.kept(trace.order.numel())
         else:
@@ -74,11 +74,11 @@ class FisherSurgery:
         mask = tiling.spread(~gone, (weight.shape[0], weight.shape[1]))
         return mask, weight * mask
 
-    def _trace(self, values: Tensor, samples: Tensor, damp: float, real: Tensor) -> Trace:
-        """real: per block, how many of its groups are no filling; these are never removed, but for N:M, where they
+    def _trace(self, values: Tensor, samples: Tensor, damp: float, real: Tensor, together: int) -> Trace:
+        """together: weights of a group. real: per block, how many of its groups are no filling; these are never removed, but for N:M, where they
         count as removed first."""
         size = values.shape[1]
-        width = 1 if self.limits else min(self.tiling.rows * self.tiling.columns, size)
+        width = 1 if self.limits else together
         limits = None
         if self.limits:
             limits = torch.full(

@@ -204,7 +204,7 @@ def test_trials_are_no_decisions(tmp_path: Path) -> None:
 
 def write_many(path: Path, name: str) -> None:
     for number in range(50):
-        Timings(path).put(named(f"{name}{number}"), 1.0, "V4 K16 " + "P64 " * 200)
+        Timings(path).put(named(f"{name}{number}"), 1.0, "V4 K16 P64")
 
 
 def test_several_processes_write(tmp_path: Path) -> None:
