@@ -38,6 +38,10 @@ SETTLING = 0.2
 """Share of the time in which allocators find their size."""
 
 
+CALLING = 10
+"""Times as long as a sample takes, calls go on before the next."""
+
+
 @dataclass(frozen=True)
 class Sample:
     seconds: float
@@ -116,7 +120,8 @@ def _samples(runs: Sequence[Run], seconds: float) -> Iterator[Sample]:
         passed = time.monotonic() - start
         if passed >= due or passed >= seconds:
             yield Sample(passed, calls, resident())
-            due += seconds / SAMPLES
+            took = time.monotonic() - start - passed  # garbage is collected first
+            due = passed + max(seconds / SAMPLES, CALLING * took)
         if passed >= seconds:
             return
         runs[calls % len(runs)]()

@@ -31,7 +31,11 @@ def check(compiled: SparseModule, model: nn.Module, inputs: Mapping[str, object]
     assert all(torch.equal(state[name], tensor) for name, tensor in compiled.state_dict().items())
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), WEIGHTS)
+SMALL = [pytest.param(*kind, marks=[pytest.mark.slow] * (kind in WEIGHTS[1::2])) for kind in WEIGHTS]
+"""Half of the kinds run with the fast tests: each shares its kernels with another."""
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), SMALL)
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_small_models(name: str, pattern: str, sparsity: float) -> None:
     """Every layer that has a kernel runs as one, whether it gains or not."""

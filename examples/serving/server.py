@@ -10,8 +10,6 @@ single request soonest, as many workers as cores answer most of them in an hour.
 Install with `pip install 'sparsecomp[serve]'`.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
