@@ -37,6 +37,7 @@ from sparsecomp.codegen.cuda.words import (
     byte_counts,
     funnel_shift,
     nibble_counts,
+    repeat,
     select_bytes,
     u32,
     word,
@@ -282,7 +283,7 @@ class _Warp:
             self._fetch(worker + ahead * workers, self._slot(warp, T.truncmod(ahead, T.int32(spec.depth))))
             self._load_x(worker + step * workers)
             slot = self._slot(warp, T.truncmod(step, T.int32(spec.depth)))
-            for tile in range(spec.tiles):
+            with repeat(emit, spec.tiles) as tile:
                 self._record(tile, slot + tile * spec.slot)
 
     def leave(self, sums: Array, warp: Expr) -> None:
@@ -349,15 +350,15 @@ class _Warp:
                 both = both | T.if_then_else(T.And(inside, column + at < spec.columns), bits, u32(0))
             self.x[to + pair] = both
 
-    def _record(self, tile: int, slot: Expr) -> None:
+    def _record(self, tile: Expr, slot: Expr) -> None:
         emit, spec = self.emit, self.spec
         with emit.lanes():
             self.at[0] = 2 * (slot + spec.chunks * MASK_PIECES * WORDS)  # values of 16 bits
-        for chunk in range(spec.chunks):
+        with repeat(emit, spec.chunks) as chunk:
             self._scan(slot + chunk * LANES)
-            with emit.lanes():
-                self._expand()
-            for fragment, n in product(range(FRAGMENTS), range(spec.token_tiles)):
+            with emit.lanes(), repeat(emit, FRAGMENTS) as fragment:
+                self._expand(fragment)
+            with repeat(emit, FRAGMENTS) as fragment, repeat(emit, spec.token_tiles) as n:
                 x = (n * spec.chunks + chunk) * 2 * WORDS + 2 * fragment
                 sums = (tile * spec.token_tiles + n) * 4
                 emit.mma(self.sums, sums, self.a, 4 * fragment, self.x, x, spec.dtype)
@@ -379,33 +380,26 @@ class _Warp:
                 if distance < 16:
                     self.total[0] = self.total[0] + self.other[0]
 
-    def _expand(self) -> None:
-        """The fragments' elements from bits and values; `at` moves on to the next chunk's values."""
-        bits, counts, before = (T.bind(r[0]) for r in (self.bits, self.counts, self.before))
-        ends = [T.bind(_bytes(self.total[0], odd) + _bytes(self.other[0], odd)) for odd in (0, 1)]
+    def _expand(self, fragment: Expr) -> None:
+        """A fragment's elements from bits and values; `at` moves on to the next one's values."""
+        before = (self.before[0] >> u32(8 * fragment)) & u32(0xFF)
         first = T.bind(self.at[0])
-        for fragment in range(FRAGMENTS):
-            own = (before >> u32(8 * fragment)) & u32(0xFF)
-            place = T.bind(first + T.cast(own, "int32"))
-            for half in range(2):
-                shift = 8 * fragment + 4 * half
-                self._window(T.bind((bits >> u32(shift)) & u32(15)), place, 4 * fragment + half)
-                place = T.bind(place + T.cast((counts >> u32(shift)) & u32(15), "int32"))
-            total = (ends[fragment % 2] >> u32(16 * (fragment // 2))) & u32(0xFFFF)
-            first = T.bind(first + T.cast(total, "int32"))
-        self.at[0] = first
+        place = T.bind(first + T.cast(before, "int32"))
+        for half in range(2):
+            shift = u32(8 * fragment + 4 * half)
+            self._window((self.bits[0] >> shift) & u32(15), place, 4 * fragment + half)
+            place = T.bind(place + T.cast((self.counts[0] >> shift) & u32(15), "int32"))
+        halves = [(r[0] >> u32(8 * fragment)) & u32(0xFF) for r in (self.total, self.other)]
+        self.at[0] = first + T.cast(halves[0] + halves[1], "int32")
 
-    def _window(self, nibble: Expr, place: Expr, to: int) -> None:
-        """Four elements, of which those in `nibble` are kept, from the values at `place`, to two registers."""
+    def _window(self, kept: Expr, place: Expr, to: Expr) -> None:
+        """Four elements, of which those in `kept` are so, from the values at `place`, to two registers."""
+        nibble = T.bind(kept)
         start, shift = T.bind(T.shift_right(place, T.int32(1))), T.bind(u32(place) << u32(4))
         words = [T.bind(word(self.ring, start + i)) for i in range(3)]
         low, high = (funnel_shift(self.emit, words[i], words[i + 1], shift) for i in range(2))
-        high = T.bind(T.Select(nibble == u32(15), high, high & u32(0xFFFF)))
+        high = T.bind(high & T.Select(nibble == u32(15), u32(0xFFFFFFFF), u32(0xFFFF)))
         chosen = T.bind(word(self.table, T.cast(nibble, "int32")))
-        self.a[to] = select_bytes(self.emit, low, high, chosen & u32(0xFFFF))
+        self.a[to] = select_bytes(self.emit, low, high, chosen)
         self.a[to + 2] = select_bytes(self.emit, low, high, chosen >> u32(16))
 
-
-def _bytes(word: Expr, odd: int) -> Expr:
-    """Bytes 0 and 2, or 1 and 3, with room to add."""
-    return (word >> u32(8 * odd)) & u32(0x00FF00FF)

@@ -5,10 +5,19 @@ All stand in phases, on uint32. On a CPU they are the expressions that they mean
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.cuda.cuda_emitter import CudaEmitter
 from sparsecomp.codegen.cuda.emitter import Array, Emitter, Expr
+
+
+def repeat(emit: Emitter, count: int) -> AbstractContextManager[Expr]:
+    """A loop that is unrolled on a GPU, where registers have constant indices; on a CPU, where they are memory, it
+    stays a loop, which compiles in a fraction of the time."""
+    loop: AbstractContextManager[Expr] = (T.unroll if isinstance(emit, CudaEmitter) else T.serial)(count)
+    return loop
 
 
 def u32(value: Expr) -> Expr:
@@ -34,7 +43,7 @@ def byte_counts(nibbles: Expr) -> Expr:
 def select_bytes(emit: Emitter, low: Expr, high: Expr, selector: Expr) -> Expr:
     """PTX's prmt: byte i of the result is byte (selector >> 4 i) & 7 of the eight in `low` and `high`."""
     if isinstance(emit, CudaEmitter):
-        return T.bind(T.call_pure_extern("uint32", "__byte_perm", low, high, selector))
+        return T.bind(_instruction("prmt.b32", low, high, selector))
     both = T.bind(T.cast(low, "uint64") | (T.cast(high, "uint64") << T.uint64(32)))
     result = u32(0)
     for i in range(4):
@@ -46,6 +55,16 @@ def select_bytes(emit: Emitter, low: Expr, high: Expr, selector: Expr) -> Expr:
 def funnel_shift(emit: Emitter, low: Expr, high: Expr, shift: Expr) -> Expr:
     """PTX's shf.r.wrap: the low word of (high : low) >> shift % 32."""
     if isinstance(emit, CudaEmitter):
-        return T.bind(T.call_pure_extern("uint32", "__funnelshift_r", low, high, shift))
+        return T.bind(_instruction("shf.r.wrap.b32", low, high, shift))
     both = T.cast(low, "uint64") | (T.cast(high, "uint64") << T.uint64(32))
     return T.bind(T.cast(both >> T.cast(shift & u32(31), "uint64"), "uint32"))
+
+
+def _instruction(name: str, *words: Expr) -> Expr:
+    """A PTX instruction of three words. CUDA's own `__byte_perm` masks its selector first."""
+    function = "sparsecomp_" + name.partition(".")[0]
+    text = (
+        f"__device__ __forceinline__ unsigned {function}(unsigned a, unsigned b, unsigned c) {{"
+        f' unsigned d; asm("{name} %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c)); return d; }}'
+    )
+    return T.cuda.func_call(function, *words, source_code=text, return_type="uint32")
