@@ -101,8 +101,13 @@ class BitmapTiles:
     @property
     def shared_bytes(self) -> int:
         """Of a block. The sums are put where the records were."""
-        ring = self.warps * self.depth * self.tiles * self.slot
-        return 4 * max(ring, self.warps * self.tiles * TILE * self.token_tiles * TOKENS) + 4 * 16
+        return 4 * (self.ring + 16)
+
+    @property
+    def ring(self) -> int:
+        """Words for the records of all warps."""
+        records = self.warps * self.depth * self.tiles * self.slot
+        return max(records, self.warps * self.tiles * TILE * self.token_tiles * TOKENS)
 
     @property
     def blocks_of_rows(self) -> int:
@@ -196,7 +201,7 @@ class _Writer:
 
     def _block(self, rows: Expr, split: Expr, token: Expr) -> None:
         emit, spec = self.emit, self.spec
-        ring = emit.shared(spec.warps * spec.depth * spec.tiles * spec.slot, "int32")
+        ring = emit.shared(spec.ring, "int32")
         table = emit.shared(16, "int32")
         warp_code = _Warp(self, ring, table, rows, token)
         with emit.threads() as thread:
@@ -204,9 +209,12 @@ class _Writer:
                 with T.If(thread == nibble), T.Then():
                     table[nibble] = T.reinterpret("int32", u32(selector(nibble)))
         emit.barrier()
-        sums = emit.shared(spec.warps * spec.tiles * TILE * self.wide, "float32")
         with emit.warps() as warp:
             warp_code.multiply(warp, split * spec.warps + warp)
+            emit.wait_async(0)
+        emit.barrier()
+        sums = ring.view(spec.ring, "float32")
+        with emit.warps() as warp:
             warp_code.leave(sums, warp)
         emit.barrier()
         self._add(sums, rows, split, token)
