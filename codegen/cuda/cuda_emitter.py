@@ -11,8 +11,6 @@ from sparsecomp.codegen.cuda.emitter import WARP, Array, Emitter, Expr, Register
 
 MMA_TYPE = {"float16": "f16", "bfloat16": "bf16"}
 """PTX's names."""
-STATIC_BYTES = 48 * 1024
-"""Of shared memory, that a kernel has without asking for more."""
 
 
 class _Local(Registers):

@@ -19,6 +19,9 @@ On a GPU a phase is code with a bound thread axis; on a CPU it is a loop over th
 before it has been done by all. Registers are indexed in phases only, and are kept from one to the next; what a
 phase binds is not seen in another. Everything that threads do together (`barrier`, `mma`, `load_matrix`,
 `shuffle_xor`) stands outside phases. A barrier stands outside `warps` as well.
+
+Elements of 16-bit floats are read and written by `emit.load` and `emit.store`, as float32, or as bits by a view: TVM
+makes wrong numbers of a bfloat16 in an expression that is bound to a variable.
 """
 
 from __future__ import annotations
@@ -89,6 +92,11 @@ class Array:
     def __setitem__(self, index: Expr, value: Expr) -> None:
         self.store(index, value)
 
+    @property
+    def bits(self) -> Array:
+        """The same bytes as uint16."""
+        return self.view(self.buffer.shape[0], "uint16")
+
     def view(self, size: Expr, dtype: str) -> Array:
         """The same bytes as `size` elements of another dtype."""
         data, scope = self.buffer.data, self.buffer.scope()
@@ -121,6 +129,24 @@ class Emitter(ABC):
             ]
             body(*map(_flat, declared))
         return builder.get()
+
+    def load(self, array: Array, index: Expr) -> Expr:
+        """An element of a float array of any dtype, as float32."""
+        if str(array.buffer.dtype) == "bfloat16":
+            bits = array.bits[index]
+            return T.reinterpret("float32", T.cast(bits, "uint32") << T.uint32(16))
+        return T.cast(array[index], "float32")
+
+    def store(self, array: Array, index: Expr, value: Expr) -> None:
+        """A float32, rounded to the array's dtype."""
+        if str(array.buffer.dtype) != "bfloat16":
+            array[index] = T.cast(value, array.buffer.dtype)
+            return
+        bits = T.bind(T.reinterpret("uint32", value))
+        to_even = T.uint32(0x7FFF) + ((bits >> T.uint32(16)) & T.uint32(1))
+        is_nan = (bits & T.uint32(0x7FFFFFFF)) > T.uint32(0x7F800000)
+        rounded = T.Select(is_nan, T.uint32(0x7FC0), (bits + to_even) >> T.uint32(16))
+        array.bits[index] = T.cast(rounded, "uint16")
 
     # The machine ---------------------------------------------------------------------------------------------
 

@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.cuda.emitter import Array, Expr, Parameter
+from sparsecomp.codegen.cuda.emitter import Array, Emitter, Expr, Parameter
 from sparsecomp.epilogue import STEPS, split_steps
 
 
 def _f(value: float) -> Expr:
     return T.float32(value)
+
+
+def _relu(x: Expr) -> Expr:
+    return T.Select(x < _f(0.0), _f(0.0), x)
 
 
 def _sigmoid(x: Expr) -> Expr:
@@ -33,8 +37,8 @@ def _hardsigmoid(x: Expr) -> Expr:
 
 
 ACTIVATIONS: Mapping[str, Callable[[Expr], Expr]] = {
-    "relu": lambda x: T.max(x, _f(0.0)),
-    "relu6": lambda x: T.min(T.max(x, _f(0.0)), _f(6.0)),
+    "relu": _relu,  # comparisons, so that NaN goes through as in PyTorch
+    "relu6": lambda x: T.Select(x > _f(6.0), _f(6.0), _relu(x)),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "silu": lambda x: x * _sigmoid(x),
@@ -52,13 +56,15 @@ def operand_parameters(epilogue: str, dtype: str, rows: int, shape: tuple[int | 
     return [Parameter(f"operand{i}", dtype, sizes[kind]) for i, kind in enumerate(kinds) if kind != "none"]
 
 
-def finish(value: Expr, epilogue: str, operands: Sequence[Array], row: Expr, place: Expr) -> Expr:
+def finish(
+    emit: Emitter, value: Expr, epilogue: str, operands: Sequence[Array], row: Expr, place: Expr
+) -> Expr:
     """The steps on the float32 of a row (output feature or channel) that is to be stored at `place` of y."""
     rest = list(operands)
     for step in split_steps(epilogue):
         if STEPS[step] == "none":
             value = ACTIVATIONS[step](T.bind(value))
             continue
-        operand = T.cast(rest.pop(0)[row if STEPS[step] == "vector" else place], "float32")
+        operand = emit.load(rest.pop(0), row if STEPS[step] == "vector" else place)
         value = value + operand if step in ("bias", "add") else value * operand
     return value

@@ -138,7 +138,7 @@ class SerialEmitter(Emitter):
     ) -> None:
         assert isinstance(target, _OfThreads)
         first = self._first
-        bits = _bits(source)
+        bits = source.bits
         with T.serial(WARP) as lane, T.serial(count) as i:
             row, pair = lane // 4, lane % 4 * 2
             if transposed:
@@ -160,7 +160,7 @@ class SerialEmitter(Emitter):
         assert self._thread is not None, "copies are begun in phases"
         dtype = str(target.buffer.dtype)
         assert dtype == str(source.buffer.dtype)
-        into, out_of = (_bits(target), _bits(source)) if SIZE[dtype] == 2 else (target, source)
+        into, out_of = (target.bits, source.bits) if SIZE[dtype] == 2 else (target, source)
         for i in range(size // SIZE[dtype]):
             into[to + i] = out_of[start + i]
 
@@ -169,11 +169,6 @@ class SerialEmitter(Emitter):
 
     def wait_async(self, pending: int) -> None:
         assert self._thread is None, "copies are waited for outside phases"
-
-
-def _bits(array: Array) -> Array:
-    """Of 16-bit floats: TVM makes float32 of a bfloat16 that it reads."""
-    return array.view(array.buffer.shape[0], "uint16")
 
 
 def half_of(pair: Expr, which: Expr, dtype: str) -> Expr:
