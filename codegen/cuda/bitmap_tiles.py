@@ -237,8 +237,8 @@ class _Writer:
     def _store(self, total: Expr, split: Expr, token: Expr, row: Expr) -> None:
         place = T.bind(i64(token) * self.spec.rows + row)
         if self.partial is None:
-            value = finish(total, self.spec.epilogue, self.operands, row, place)
-            self.y[place] = T.cast(value, self.spec.dtype)
+            value = finish(self.emit, total, self.spec.epilogue, self.operands, row, place)
+            self.emit.store(self.y, place, value)
         else:
             self.partial[i64(split) * i64(self.tokens) * self.spec.rows + place] = total
 
@@ -254,8 +254,8 @@ class _Writer:
                 for split in range(spec.splits):
                     total = total + partial[size * split + place]
                 row = T.cast(T.truncmod(place, T.int64(spec.rows)), "int32")
-                value = finish(T.bind(total), spec.epilogue, self.operands, row, place)
-                self.y[place] = T.cast(value, spec.dtype)
+                value = finish(self.emit, T.bind(total), spec.epilogue, self.operands, row, place)
+                self.emit.store(self.y, place, value)
 
 
 class _Warp:
@@ -354,7 +354,7 @@ class _Warp:
             both: Expr = u32(0)
             for half in range(2):
                 at = 2 * pair + half
-                bits = T.cast(T.reinterpret("uint16", x[start + at]), "uint32") << u32(16 * half)
+                bits = T.cast(x.bits[start + at], "uint32") << u32(16 * half)
                 both = both | T.if_then_else(T.And(inside, column + at < spec.columns), bits, u32(0))
             self.x[to + pair] = both
 

@@ -230,7 +230,7 @@ class _Writer:
             with T.Then():
                 self.emit.copy_async(ring, to, self.x, source, 16)
             with T.Else(), T.serial(PIECE) as i:
-                ring[to + i] = T.cast(T.float32(0), spec.dtype)
+                ring.bits[to + i] = T.uint16(0)
 
     @contextmanager
     def _pieces(self, rows: int, thread: Expr) -> Iterator[tuple[Expr, Expr]]:
@@ -289,17 +289,20 @@ class _Writer:
             with T.If(T.And(token + t < self.tokens, m < spec.rows)), T.Then():
                 place = T.bind(i64(token + t) * spec.rows + m)
                 total = self.sums[4 * (i * self.of_rows + j) + k]
-                value = finish(total, spec.epilogue, self.operands, m, place)
-                tile[t * self._width + r] = T.cast(value, spec.dtype)
+                value = finish(emit, total, spec.epilogue, self.operands, m, place)
+                emit.store(tile, t * self._width + r, value)
 
     def _store(self, tile: Array, thread: Expr, row: Expr, token: Expr) -> None:
         spec = self.spec
+        words = tile.view(spec.stages * spec.stage // 2, "uint32")
+        out = self.y.view(T.truncdiv(i64(self.tokens) * spec.rows, T.int64(2)), "uint32")
         with self._pieces(spec.tokens, thread) as (inside, piece), T.If(token + inside < self.tokens), T.Then():
             m = T.bind(row * spec.size + piece * PIECE)
             source, place = inside * self._width + piece * PIECE, i64(token + inside) * spec.rows + m
             if spec.rows % PIECE == 0:
                 with T.If(m < spec.rows), T.Then():
-                    self.y.store(place, tile.load(source, PIECE), PIECE)
+                    piece_of = T.bind(words.load(T.truncdiv(source, T.int32(2)), PIECE // 2))
+                    out.store(T.truncdiv(place, T.int64(2)), piece_of, PIECE // 2)
             else:
                 with T.serial(PIECE) as i, T.If(m + i < spec.rows), T.Then():
-                    self.y[place + i] = tile[source + i]
+                    self.y.bits[place + i] = tile.bits[source + i]
