@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ LLM = BitmapTiles(4096, 4096, "bfloat16", "", pieces=112)
 """80 % of zeros."""
 
 
-def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: int) -> BitmapTiles:
+def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: Any) -> BitmapTiles:
     rows, columns = matrix.shape
     plain = BitmapTiles(rows, columns, NAMES[matrix.dtype], epilogue, 0)
     kernel = replace(plain, **schedule)
