@@ -226,7 +226,7 @@ class StreamStore:
         with self._lock:
             if key not in self._streams:
                 packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern, layer.groups)
-                made = make_stream(packed, layer, geometry, how.schedule)
+                made = self._make(packed, layer, geometry, how)
                 self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
             return self._streams[key]
 
@@ -244,7 +244,15 @@ class StreamStore:
     def weight(self, name: str) -> Tensor:
         """The parameter as the model stores it, unpacked exactly."""
         stream = self.of_weight(name)[0]
-        return stream.layer.stored(read_stream(stream))
+        return stream.layer.stored(self._read(stream))
+
+    def _make(
+        self, packed: PackedRows, layer: Layer, geometry: Geometry, how: RowsKernelChoice
+    ) -> Stream:
+        return make_stream(packed, layer, geometry, how.schedule)
+
+    def _read(self, stream: Stream) -> Tensor:
+        return read_stream(stream)
 
     def nbytes_of(self, name: str) -> int:
         return sum(stream.nbytes for stream in self.of_weight(name))
