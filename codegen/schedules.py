@@ -11,7 +11,7 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import IN_PLACE, RowBlocks
-from sparsecomp.region import ON_GPU, OnGpu, FEW_TOKENS, AnySchedule, Depthwise, FewTokens, Schedule
+from sparsecomp.region import FEW_TOKENS, ON_GPU, AnySchedule, Depthwise, FewTokens, OnGpu, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +56,9 @@ class Stream:
         if isinstance(self.schedule, FewTokens):
             return self.index, self.order, self.data, self.balance
         return self.index, self.data, self.balance, self.order
+
+    dtype: ClassVar[torch.dtype] = torch.float32
+    """Of the weight."""
 
     @property
     def nbytes(self) -> int:
