@@ -59,7 +59,19 @@ class Depthwise:
         return "depthwise"
 
 
-AnySchedule = Schedule | FewTokens | Depthwise
+@dataclass(frozen=True)
+class OnGpu:
+    """A kernel for a GPU: it takes the layer alone, with tensors as PyTorch has them."""
+
+    label: str
+    """Tells it from all others that there are for the layer."""
+
+    def __str__(self) -> str:
+        return f"{ON_GPU}{self.label}"
+
+
+ON_GPU = "GPU "
+AnySchedule = Schedule | FewTokens | Depthwise | OnGpu
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ class RowsKernelChoice:
         return isinstance(self.schedule, FewTokens)
 
     def __str__(self) -> str:
+        if isinstance(self.schedule, OnGpu):
+            return self.schedule.label
         return f"{self.pattern} [{self.schedule}]"
 
 

@@ -46,7 +46,7 @@ class GatheredRows:
     @property
     def label(self) -> str:
         tile = f"{self.warps * self.warp_rows}x{self.tiling.width}"
-        return f"gathered rows {tile} K{self.tiling.pass_columns}"
+        return f"gathered rows {tile} K{self.tiling.pass_columns} R{self.warp_rows}"
 
     @property
     def block_rows(self) -> int:

@@ -11,6 +11,7 @@ import tvm
 from torch import Tensor
 
 from sparsecomp.codegen.cuda.emitter import Emitter
+from sparsecomp.codegen.cuda.runnable import Family
 from sparsecomp.layer import Layer
 
 
@@ -65,8 +66,12 @@ class CudaKernel(Protocol):
     """
 
     @property
+    def epilogue(self) -> str: ...
+
+    @property
     def label(self) -> str:
-        """As a report names it: "bitmap 64x64", "blocks 32x32 on tensor cores"."""
+        """As a report names it, and what tells it from all others for the same layer, its epilogue apart: "bitmap
+        64x64", "blocks 32x32 on tensor cores, 3 stages"."""
         ...
 
     def pack(self, matrix: Tensor) -> tuple[Tensor, ...]:
@@ -87,15 +92,4 @@ class CudaKernel(Protocol):
         ...
 
 
-class Family(Protocol):
-    """Kernels of one kind, among which measured time decides."""
-
-    name: str
-
-    def refused(self, case: Case) -> str | None:
-        """Why no kernel of the family can run the layer, or none is worth to be tried; None where some are."""
-        ...
-
-    def kernels(self, case: Case) -> Sequence[CudaKernel]:
-        """All that may be the fastest, the likeliest first: a compilation tries the first few, a search all."""
-        ...
+__all__ = ["Case", "CudaKernel", "Family", "Gpu"]

@@ -7,7 +7,6 @@ the two multiply. So a linear layer and a convolution are one kernel, and a conv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
