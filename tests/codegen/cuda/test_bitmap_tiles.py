@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecomp.codegen.cuda.bitmap_tiles import NAMES, BitmapFamily, BitmapTiles, fullest, selector
+from sparsecomp.codegen.cuda.bitmap_tiles import NAMES, BitmapFamily, BitmapTiles
 from sparsecomp.codegen.cuda.kernel import Gpu
 from tests.codegen.cuda.assembly import (
     H200,
@@ -30,8 +30,7 @@ def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: Any) -> Bit
     rows, columns = matrix.shape
     plain = BitmapTiles(rows, columns, NAMES[matrix.dtype], epilogue, 0)
     kernel = replace(plain, **schedule)
-    starts, _ = kernel.format.pack(matrix)
-    return replace(kernel, pieces=fullest(starts))
+    return replace(kernel, pieces=kernel.format.fullest(matrix))
 
 
 @settings(max_examples=10, deadline=None)
@@ -69,16 +68,6 @@ def test_the_epilogue_is_applied_to_the_whole_sum(splits: int) -> None:
 def test_a_kernel_takes_more_tokens_than_it_was_made_for() -> None:
     matrix = sparse(20, 128, 0.3, torch.float16)
     assert_multiplies(kernel_for(matrix, warps=2), matrix, torch.randn(19, 128).half())
-
-
-@pytest.mark.parametrize("nibble", range(16))
-def test_kept_elements_take_the_next_values_and_others_the_last(nibble: int) -> None:
-    chosen = selector(nibble)
-    values = [(chosen >> 8 * position & 15) // 2 for position in range(4)]
-    assert [chosen >> 8 * position + 4 & 15 for position in range(4)] == [2 * value + 1 for value in values]
-    kept = [value for position, value in enumerate(values) if nibble >> position & 1]
-    assert kept == list(range(nibble.bit_count()))
-    assert all(value == 3 for position, value in enumerate(values) if not nibble >> position & 1)
 
 
 def test_a_weight_is_not_packed_into_too_little_room() -> None:
