@@ -30,7 +30,7 @@ from torch import Tensor
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.cuda.bitmap_format import CHUNK, HALVES, LANES, MASK_PIECES, TILE, BitmapFormat
-from sparsecomp.codegen.cuda.emitter import WARP, Array, Emitter, Expr, Parameter, Registers, i64
+from sparsecomp.codegen.cuda.emitter import WARP, Array, Emitter, Expr, Parameter, i64
 from sparsecomp.codegen.cuda.epilogues import finish, operand_parameters
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel
 from sparsecomp.codegen.cuda.words import (
@@ -194,7 +194,11 @@ class _Writer:
     def write(self) -> None:
         spec = self.spec
         groups = T.truncdiv(self.tokens + (self.wide - 1), T.int32(self.wide))
-        with self.emit.grid((spec.blocks_of_rows, spec.splits, groups), spec.warps * WARP) as (rows, split, group):
+        with self.emit.grid((spec.blocks_of_rows, spec.splits, groups), spec.warps * WARP) as (
+            rows,
+            split,
+            group,
+        ):
             self._block(rows, split, group * self.wide)
         if self.partial is not None:
             self._join(self.partial)
@@ -321,7 +325,9 @@ class _Warp:
                         piece = T.bind(step * WARP + lane)
                         with T.If(piece < pieces), T.Then():
                             to = slot + tile * spec.slot + piece * WORDS
-                            self.emit.copy_async(self.ring, to, self.block.stream, (first + piece) * WORDS, 16)
+                            self.emit.copy_async(
+                                self.ring, to, self.block.stream, (first + piece) * WORDS, 16
+                            )
         self.emit.commit_async()
 
     def _load_x(self, record: Expr) -> None:
@@ -410,4 +416,3 @@ class _Warp:
         chosen = T.bind(word(self.table, T.cast(nibble, "int32")))
         self.a[to] = select_bytes(self.emit, low, high, chosen)
         self.a[to + 2] = select_bytes(self.emit, low, high, chosen >> u32(16))
-

@@ -296,7 +296,11 @@ class _Writer:
         spec = self.spec
         words = tile.view(spec.stages * spec.stage // 2, "uint32")
         out = self.y.view(T.truncdiv(i64(self.tokens) * spec.rows, T.int64(2)), "uint32")
-        with self._pieces(spec.tokens, thread) as (inside, piece), T.If(token + inside < self.tokens), T.Then():
+        with (
+            self._pieces(spec.tokens, thread) as (inside, piece),
+            T.If(token + inside < self.tokens),
+            T.Then(),
+        ):
             m = T.bind(row * spec.size + piece * PIECE)
             source, place = inside * self._width + piece * PIECE, i64(token + inside) * spec.rows + m
             if spec.rows % PIECE == 0:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen.cuda.device import Device, fingerprint
-from sparsecomp.codegen.cuda.families import FAMILIES
+from sparsecomp.codegen.cuda.families import FAMILIES, family_named, name_of
 from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.region import CudaRegion
 from sparsecomp.codegen.cuda.runnable import Runnable
@@ -107,9 +107,9 @@ class CudaMeter:
             before = known.get(name)
             kernels = family_named(name).kernels(case)
             if before:
-                kernels = [kernel for kernel in kernels if kernel.label == label_of(before[1])] or kernels
+                kernels = [kernel for kernel in kernels if name_of(kernel) == label_of(before[1])] or kernels
             for kernel in kernels[:most]:
-                entrants.append((name, kernel.label, self._contestant(case, kernel, x)))
+                entrants.append((name, name_of(kernel), self._contestant(case, kernel, x)))
         seconds = self.device.seconds([run for *_, run in entrants], [label for _, label, _ in entrants])
         best: dict[str, Place] = {}
         records = []
@@ -121,7 +121,7 @@ class CudaMeter:
         return best
 
     def _contestant(self, case: Case, kernel: Runnable, x: Tensor) -> Callable[[], object]:
-        how = choice_of(kernel.label)
+        how = choice_of(name_of(kernel))
         op = SectionOp("layer", case.layer, "x", "y")
         body = Body(
             Section(("x",), (op,), ("y",), False),
@@ -177,10 +177,6 @@ def choice_of(label: str) -> RowsKernelChoice:
 
 def label_of(schedule: str) -> str:
     return schedule.removeprefix(str(OnGpu("")))
-
-
-def family_named(name: str):  # type: ignore[no-untyped-def]
-    return next(family for family in FAMILIES if family.name == name)
 
 
 def example(case: Case) -> Tensor:

@@ -61,7 +61,9 @@ class CudaRegion:
         if layer.op == "linear":
             x = x.reshape(-1, layer.columns)
         elif x.shape[1:] != torch.Size(layer.input_shape[1:]):
-            raise LoweringError(f"layer {layer.name!r} takes images of {layer.input_shape[1:]}, not {x.shape}")
+            raise LoweringError(
+                f"layer {layer.name!r} takes images of {layer.input_shape[1:]}, not {x.shape}"
+            )
         x = x.contiguous()
         return x.clone() if x.data_ptr() % ALIGNMENT else x
 

@@ -54,7 +54,9 @@ class GpuStore(StreamStore):
         assert isinstance(how.schedule, OnGpu)
         matrix = unpack(packed)
         kernel = kernel_named(how.schedule.label, Case(layer, matrix, self.gpu))
-        return GpuWeights(layer, geometry, how.pattern, how.schedule, kernel, kernel.pack(matrix), matrix.dtype)
+        return GpuWeights(
+            layer, geometry, how.pattern, how.schedule, kernel, kernel.pack(matrix), matrix.dtype
+        )
 
     def _read(self, stream: Any) -> Tensor:
         matrix: Tensor = stream.kernel.unpack(stream.parts)
