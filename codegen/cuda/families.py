@@ -13,6 +13,7 @@ from sparsecomp.codegen.cuda.rows_family import RowsFamily
 from sparsecomp.codegen.cuda.runnable import Family, Runnable
 from sparsecomp.codegen.cuda.semi_structured import SemiStructuredFamily
 from sparsecomp.errors import LoweringError
+from sparsecomp.region import OnGpu
 
 FAMILIES: Sequence[Family] = (SemiStructuredFamily(), BitmapFamily(), BlockFamily(), RowsFamily())
 OF_THE_LAYER = ("rows", "columns", "dtype", "epilogue", "tiling")
@@ -28,17 +29,25 @@ def name_of(kernel: Runnable) -> str:
     return f"{kernel.label} ({schedule})" if own else kernel.label
 
 
-def kernel_named(label: str, case: Case) -> Runnable:
-    """The one that a choice named, with the case's epilogue.
+def kernel_for(schedule: OnGpu, case: Case) -> Runnable:
+    """What the schedule names, for a layer. For images of another size than it was chosen on that is the kernel of the
+    same name, or the likeliest.
 
     Raises:
-        LoweringError: there is none of that name for the layer.
+        LoweringError: there is none.
     """
-    for family in FAMILIES:
-        for kernel in () if family.refused(case) else family.kernels(case):
-            if name_of(kernel) == label:
-                return with_epilogue(kernel, case.epilogue)
-    raise LoweringError(f"layer {case.layer.name!r}: there is no kernel {label!r} for it")
+    kernel: Runnable | None = schedule.kernel
+    if kernel is None or case.layer.op != "linear":
+        there = [found for family in FAMILIES if named(family, schedule) for found in family.kernels(case)]
+        kernel = next((found for found in there if name_of(found) == schedule.label), next(iter(there), None))
+    if kernel is None:
+        raise LoweringError(f"layer {case.layer.name!r}: there is no kernel {schedule.label!r} for it")
+    return with_epilogue(kernel, case.epilogue)
+
+
+def named(family: Family, schedule: OnGpu) -> bool:
+    """Whether the schedule is one of the family: labels begin with its name."""
+    return schedule.label.startswith(family.name)
 
 
 def family_named(name: str) -> Family:
