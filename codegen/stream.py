@@ -250,9 +250,7 @@ class StreamStore:
         stream = self.of_weight(name)[0]
         return stream.layer.stored(self._read(stream))
 
-    def _make(
-        self, packed: PackedRows, layer: Layer, geometry: Geometry, how: RowsKernelChoice
-    ) -> Stream:
+    def _make(self, packed: PackedRows, layer: Layer, geometry: Geometry, how: RowsKernelChoice) -> Stream:
         return make_stream(packed, layer, geometry, how.schedule)
 
     def _read(self, stream: Stream) -> Tensor:

@@ -11,7 +11,8 @@ differs, their weights, is bound to it afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import Geometry, Planes, TokenRows, Tokens
@@ -65,6 +66,8 @@ class OnGpu:
 
     label: str
     """Tells it from all others that there are for the layer."""
+    kernel: Any = field(default=None, compare=False, repr=False)
+    """What it is, where it was made for this very layer; None where only its label was kept."""
 
     def __str__(self) -> str:
         return f"{ON_GPU}{self.label}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,9 +15,11 @@ from torch import Tensor
 
 from sparsecomp.codegen.cuda.kernel import Gpu
 from sparsecomp.codegen.cuda.runnable import Runnable
+from sparsecomp.compare import relative_error, tolerance
 from sparsecomp.errors import InputError
 from sparsecomp.target import Target
 
+LOG = logging.getLogger(__name__)
 KNOWN = {
     "sm_80": Gpu("sm_80", 108, 163 * 1024),
     "sm_86": Gpu("sm_86", 84, 99 * 1024),
@@ -36,8 +40,9 @@ class Device(Protocol):
         """What runs it on tensors of the device: x, operands, operands of the epilogue, y, workspace if it has one."""
         ...
 
-    def seconds(self, contestants: Sequence[Callable[[], object]], labels: Sequence[str]) -> list[float]:
-        """The fastest run of each; they take turns, and each finds the caches full of something else."""
+    def seconds(self, contestants: Sequence[Callable[[], Tensor]], labels: Sequence[str]) -> list[float]:
+        """The fastest run of each; they take turns, and each finds the caches full of something else. inf for one that
+        fails, or whose result is not that of the first."""
         ...
 
     def finish(self) -> None:
@@ -73,16 +78,31 @@ class CudaDevice:
         run: Callable[..., object] = compile_for_gpu(kernel, self.gpu.arch)["main"]
         return run
 
-    def seconds(self, contestants: Sequence[Callable[[], object]], labels: Sequence[str]) -> list[float]:
-        best = [float("inf")] * len(contestants)
-        for run in contestants:
-            run()
+    def seconds(self, contestants: Sequence[Callable[[], Tensor]], labels: Sequence[str]) -> list[float]:
+        expected = contestants[0]()
+        right = [
+            number == 0 or self._is_right(run, label, expected)
+            for number, (run, label) in enumerate(zip(contestants, labels, strict=True))
+        ]
+        best = [math.inf] * len(contestants)
         for _ in range(ROUNDS):
             for number, run in enumerate(contestants):
-                best[number] = min(best[number], self._one(run))
+                if right[number]:
+                    best[number] = min(best[number], self._one(run))
         return best
 
-    def _one(self, run: Callable[[], object]) -> float:
+    def _is_right(self, run: Callable[[], Tensor], label: str, expected: Tensor) -> bool:
+        try:
+            error = relative_error(run(), expected)
+        except Exception:
+            LOG.warning("kernel %s could not be run", label, exc_info=True)
+            return False
+        if error > tolerance([expected.dtype]):
+            LOG.warning("kernel %s gives other numbers than PyTorch: they differ by %.1e", label, error)
+            return False
+        return True
+
+    def _one(self, run: Callable[[], Tensor]) -> float:
         """By CUDA events, while the GPU is still busy with filling its cache: what the CPU needs to start it does not
         count."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -46,7 +46,7 @@ class GatheredRows:
     @property
     def label(self) -> str:
         tile = f"{self.warps * self.warp_rows}x{self.tiling.width}"
-        return f"gathered rows {tile} K{self.tiling.pass_columns} R{self.warp_rows}"
+        return f"gathered rows {tile} K{self.tiling.pass_columns}"
 
     @property
     def block_rows(self) -> int:
@@ -80,9 +80,13 @@ class GatheredRows:
         starts = torch.zeros(self.passes * every + 1, dtype=torch.int32, device=matrix.device)
         starts[1:] = torch.bincount(slot, minlength=self.passes * every).cumsum(0)
         values = matrix[row, column][order].float().contiguous().view(torch.int32)
-        offsets = self.tiling.offsets().to(matrix.device)[column[order] % width].int()
+        offsets = self._offsets(matrix.device)[column[order] % width].int()
         entries = torch.stack([values, offsets], dim=1)  # little-endian: the first is the lower half
         return starts, entries.contiguous().view(torch.int64).flatten()
+
+    def _offsets(self, device: torch.device) -> Tensor:
+        """In steps of `lanes`, so that what is read there is seen to be aligned."""
+        return torch.div(self.tiling.offsets(), self.tiling.lanes, rounding_mode="floor").to(device)
 
     def unpack(self, operands: Sequence[Tensor]) -> Tensor:
         starts, entries = operands
@@ -90,7 +94,7 @@ class GatheredRows:
         numbers = torch.arange(len(starts) - 1, device=starts.device)
         slot = torch.repeat_interleave(numbers, starts.diff().long())
         halves = entries.view(torch.int32).reshape(-1, 2)
-        table, order = self.tiling.offsets().to(starts.device).sort()
+        table, order = self._offsets(starts.device).sort()
         column = slot // every * width + order[torch.searchsorted(table, halves[:, 1].long().contiguous())]
         matrix = torch.zeros(self.rows, self.tiling.columns, device=starts.device)
         matrix[slot % every, column] = halves[:, 0].contiguous().view(torch.float32)
@@ -140,7 +144,8 @@ class _Writer:
                 for i in range(spec.warp_rows * spec.vectors):
                     sums[i] = T.float32(0.0)
                 for i in range(spec.vectors):
-                    places[i] = spec.tiling.place(tile, self.number(thread, i))
+                    place = spec.tiling.place(tile, self.number(thread, i))
+                    places[i] = T.truncdiv(place, T.int32(spec.tiling.lanes))
             with T.serial(spec.passes) as step:
                 with emit.threads() as thread:
                     spec.tiling.fill(emit, self.x, shared, tile, step, thread, threads)
@@ -180,7 +185,7 @@ class _Writer:
             value = T.bind(T.reinterpret("float32", T.cast(entry, "int32")))
             offset = T.bind(T.cast(entry >> T.int64(32), "int32"))
             for i in range(0, self.spec.vectors, lanes):
-                x = shared.load(offset + places[i], lanes)
+                x = shared.load((offset + places[i]) * lanes, lanes)
                 weight = T.Broadcast(value, lanes) if lanes > 1 else value
                 sums.store(at + i, sums.load(at + i, lanes) + weight * x, lanes)
 

@@ -70,8 +70,7 @@ class CudaKernel(Protocol):
 
     @property
     def label(self) -> str:
-        """As a report names it, and what tells it from all others for the same layer, its epilogue apart: "bitmap
-        64x64", "blocks 32x32 on tensor cores, 3 stages"."""
+        """What it is, in a report: "bitmap 64x64", "blocks 32x32 on tensor cores"."""
         ...
 
     def pack(self, matrix: Tensor) -> tuple[Tensor, ...]:

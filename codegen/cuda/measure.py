@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
 from sparsecomp.codegen.cuda.device import Device, fingerprint
-from sparsecomp.codegen.cuda.families import FAMILIES
+from sparsecomp.codegen.cuda.families import FAMILIES, family_named, name_of
 from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.region import CudaRegion
 from sparsecomp.codegen.cuda.runnable import Runnable
@@ -28,6 +30,7 @@ from sparsecomp.section import Section, SectionOp
 if TYPE_CHECKING:
     from sparsecomp.target import Target
 
+LOG = logging.getLogger(__name__)
 TRIED = 4
 """Kernels of a family that a compilation times; a search times all."""
 PATTERN = RowBlocks(1)
@@ -36,10 +39,11 @@ PATTERN = RowBlocks(1)
 
 @dataclass(frozen=True)
 class Place:
-    """A kernel's answer for a layer: its seconds and its name, or the reason that there is none."""
+    """How long the fastest kernel of a family takes."""
 
     seconds: float
-    label: str
+    kernel: Runnable | None = None
+    """None of PyTorch's own operator."""
 
 
 class CudaMeter:
@@ -60,10 +64,10 @@ class CudaMeter:
         for name, why in refused.items():
             if why is not None:
                 found.append(Candidate(name, refused=why))
-            elif not math.isfinite(timed[name].seconds):
-                found.append(Candidate(name, refused="no kernel of it could be made; the log says why"))
+            elif timed[name].kernel is None:
+                found.append(Candidate(name, refused="no kernel of it could be run; the log says why"))
             else:
-                how = choice_of(timed[name].label)
+                how = choice_of(timed[name].kernel)
                 found.append(Candidate(str(how), timed[name].seconds, how=how, stored=nonzeros))
         return tuple(found)
 
@@ -77,60 +81,71 @@ class CudaMeter:
     def timed(self, case: Case, families: Sequence[str], most: int | None = TRIED) -> dict[str, Place]:
         """The best of each family, and PyTorch's own operator; if any was not measured before, all are in turn."""
         keys = {name: self.key(case, name) for name in (DENSE, *families)}
-        known = {name: self.timings.get(key) for name, key in keys.items()}
-        if all(known.values()) and not self._doubted.intersection(keys.values()):
-            return {name: Place(found[0], label_of(found[1])) for name, found in known.items() if found}
+        known = {name: self._known(case, name, key) for name, key in keys.items()}
+        if not self._doubted.intersection(keys.values()):
+            found = {name: place for name, place in known.items() if place is not None}
+            if len(found) == len(known):
+                return found
         best = self.race(case, families, known, most)
         for name, place in best.items():
             before = known[name]
-            if before and keys[name] in self._doubted and before[0] < place.seconds:
-                best[name] = Place(before[0], label_of(before[1]))
+            if before and keys[name] in self._doubted and before.seconds < place.seconds:
+                best[name] = before
             elif math.isfinite(place.seconds):
-                schedule = str(OnGpu(place.label)) if name != DENSE else ""
+                schedule = str(schedule_of(place.kernel)) if place.kernel is not None else ""
                 self.timings.put(keys[name], place.seconds, schedule)
         self._doubted.difference_update(keys.values())
         return best
+
+    def _known(self, case: Case, name: str, key: Key) -> Place | None:
+        """What the database says, if that kernel is still one for the layer."""
+        found = self.timings.get(key)
+        if found is None or name == DENSE:
+            return Place(found[0]) if found else None
+        kernels = family_named(name).kernels(case)
+        return next((Place(found[0], k) for k in kernels if str(schedule_of(k)) == found[1]), None)
 
     def race(
         self,
         case: Case,
         families: Sequence[str],
-        known: Mapping[str, tuple[float, str] | None],
+        known: Mapping[str, Place | None],
         most: int | None,
     ) -> dict[str, Place]:
         """Families known before run again with the kernel that was best, the others with their first `most`."""
         x = example(case)
-        entrants: list[tuple[str, str, Callable[[], object]]] = [
-            (DENSE, DENSE, lambda: case.layer.dense(x, case.matrix))
-        ]
+        entrants: list[tuple[str, Runnable | None]] = [(DENSE, None)]
         for name in families:
             before = known.get(name)
-            kernels = family_named(name).kernels(case)
-            if before:
-                kernels = [kernel for kernel in kernels if kernel.label == label_of(before[1])] or kernels
-            for kernel in kernels[:most]:
-                entrants.append((name, kernel.label, self._contestant(case, kernel, x)))
-        seconds = self.device.seconds([run for *_, run in entrants], [label for _, label, _ in entrants])
-        best: dict[str, Place] = {}
+            kernels = [before.kernel] if before else family_named(name).kernels(case)[:most]
+            entrants += [(name, kernel) for kernel in kernels]
+        runs = {entrant: self._contestant(case, entrant[1], x) for entrant in entrants}
+        made = {entrant: run for entrant, run in runs.items() if run is not None}
+        labels = [name_of(kernel) if kernel is not None else DENSE for _, kernel in made]
+        seconds = self.device.seconds(list(made.values()), labels)
+        best = {name: Place(math.inf) for name, _ in entrants}
         records = []
-        for (name, label, _), time in zip(entrants, seconds, strict=True):
-            best[name] = min(best.get(name, Place(math.inf, "")), Place(time, label), key=lambda p: p.seconds)
-            if name != DENSE:
-                records.append(Record("trial", self.key(case, name), time, str(OnGpu(label))))
+        for (name, kernel), time in zip(made, seconds, strict=True):
+            if time < best[name].seconds:
+                best[name] = Place(time, kernel)
+            if kernel is not None and math.isfinite(time):
+                records.append(Record("trial", self.key(case, name), time, str(schedule_of(kernel))))
         self.timings.add(records)
         return best
 
-    def _contestant(self, case: Case, kernel: Runnable, x: Tensor) -> Callable[[], object]:
-        how = choice_of(kernel.label)
+    def _contestant(self, case: Case, kernel: Runnable | None, x: Tensor) -> Callable[[], Tensor] | None:
+        """None for a kernel that cannot be made."""
+        if kernel is None:
+            return lambda: case.layer.dense(x, case.matrix)
         op = SectionOp("layer", case.layer, "x", "y")
-        body = Body(
-            Section(("x",), (op,), ("y",), False),
-            {"layer": pack(case.matrix, PATTERN)},
-            {"layer": ()},
-            {"layer": how},
-        )
-        region = CudaRegion(body, GpuStore(self.device.gpu), self.device)
-        return lambda: region.run([x])
+        packed, how = pack(case.matrix, PATTERN), choice_of(kernel)
+        body = Body(Section(("x",), (op,), ("y",), False), {"layer": packed}, {"layer": ()}, {"layer": how})
+        try:
+            region = CudaRegion(body, GpuStore(self.device.gpu), self.device)
+        except Exception:
+            LOG.warning("no kernel %s could be made for %s", name_of(kernel), case.layer.name, exc_info=True)
+            return None
+        return lambda: region.run([x])[0]
 
     def key(self, case: Case, name: str) -> Key:
         dtype = str(case.dtype).removeprefix("torch.")
@@ -164,23 +179,29 @@ class CudaMeter:
         rival = replace(key, kernel=DENSE)
         known, known_rival = self.timings.get(key), self.timings.get(rival)
         if known is None or known_rival is None:
-            ours, pytorch = self.device.seconds(prepare(), [str(how), DENSE])
-            self.timings.put(key, ours, "")
-            self.timings.put(rival, pytorch, "")
-            return RegionTimes(ours, pytorch)
+            ours, pytorch = prepare()
+            times = self.device.seconds([partial(_first, pytorch), partial(_first, ours)], [DENSE, str(how)])
+            for which, seconds in zip((rival, key), times, strict=True):
+                if math.isfinite(seconds):
+                    self.timings.put(which, seconds, "")
+            return RegionTimes(times[1], times[0])
         return RegionTimes(known[0], known_rival[0])
 
 
-def choice_of(label: str) -> RowsKernelChoice:
-    return RowsKernelChoice(PATTERN, OnGpu(label))
+def _first(run: Callable[[], object]) -> Tensor:
+    """Of a region, its output."""
+    (y,) = run()  # type: ignore[misc]
+    assert isinstance(y, Tensor)
+    return y
 
 
-def label_of(schedule: str) -> str:
-    return schedule.removeprefix(str(OnGpu("")))
+def schedule_of(kernel: Runnable) -> OnGpu:
+    return OnGpu(name_of(kernel), kernel)
 
 
-def family_named(name: str):  # type: ignore[no-untyped-def]
-    return next(family for family in FAMILIES if family.name == name)
+def choice_of(kernel: Runnable | None) -> RowsKernelChoice:
+    assert kernel is not None
+    return RowsKernelChoice(PATTERN, schedule_of(kernel))
 
 
 def example(case: Case) -> Tensor:

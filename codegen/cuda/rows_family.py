@@ -22,8 +22,8 @@ FEWEST_OUTPUTS = 16
 REGISTERS = 128
 """Sums that a thread may hold."""
 WARPS = (8, 16, 4)
-WARP_ROWS = (8, 16, 4)
-PASSES = (64, 128, 32)
+WARP_ROWS = (16, 8, 4)
+PASSES = (128, 64, 32)
 """Columns of the weight whose inputs are in shared memory."""
 
 
@@ -50,7 +50,7 @@ class RowsFamily:
 
     def kernels(self, case: Case) -> Sequence[Runnable]:
         """See `Family`."""
-        return list(self._all(case))
+        return list(dict.fromkeys(self._all(case)))  # narrow layers have several passes alike
 
     def _all(self, case: Case) -> Iterator[GatheredRows]:
         for columns, warps, rows in product(PASSES, WARPS, WARP_ROWS):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Runnable(Protocol):
-    """A frozen dataclass with a field `epilogue`. Its label tells it from all others for the same layer."""
+    """A frozen dataclass with a field `epilogue`; its fields tell it from all others."""
 
     @property
     def epilogue(self) -> str: ...

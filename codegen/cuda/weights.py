@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsecomp.codegen.cuda.families import kernel_named
+from sparsecomp.codegen.cuda.families import kernel_for
 from sparsecomp.codegen.cuda.kernel import Case, Gpu
 from sparsecomp.codegen.cuda.runnable import Runnable
 from sparsecomp.codegen.stream import StreamStore
@@ -53,7 +53,7 @@ class GpuStore(StreamStore):
     def _make(self, packed: PackedRows, layer: Layer, geometry: Any, how: RowsKernelChoice) -> Any:
         assert isinstance(how.schedule, OnGpu)
         matrix = unpack(packed)
-        kernel = kernel_named(how.schedule.label, Case(layer, matrix, self.gpu))
+        kernel = kernel_for(how.schedule, Case(layer, matrix, self.gpu))
         return GpuWeights(
             layer, geometry, how.pattern, how.schedule, kernel, kernel.pack(matrix), matrix.dtype
         )

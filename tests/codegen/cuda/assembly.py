@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sparsecomp.codegen.cuda.assemble import Assembled, assemble, has_compiler
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel, Gpu
 from sparsecomp.codegen.cuda.pipeline import compile_for_cpu, cuda_source
 from sparsecomp.epilogue import apply
@@ -24,7 +20,7 @@ from sparsecomp.layer import Layer
 H200 = Gpu(arch="sm_90", multiprocessors=132, shared_bytes=232448, name="NVIDIA H200")
 SHARED_IN_ALL = 233472
 """Bytes of shared memory of a multiprocessor of compute capability 9.0, 1024 of which each block takes for itself."""
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+needs_nvcc = pytest.mark.skipif(not has_compiler(), reason="nvcc is not installed")
 GUARD = 64
 """Elements on either side of a tensor that a kernel must not read (NaN) or write."""
 
@@ -70,31 +66,15 @@ def assert_multiplies(
     assert ((y - want).abs() <= allowed).all(), (y - want).abs().max()
 
 
-@dataclass(frozen=True)
-class Assembly:
-    """Machine code as nvcc and ptxas describe it."""
-
-    ptx: str
-    registers: int
-    spilled: int
-
-    def count(self, instruction: str) -> int:
-        return len(re.findall(rf"^\s+{re.escape(instruction)}", self.ptx, re.MULTILINE))
-
-
 @cache
-def assembled(kernel: CudaKernel, arch: str) -> Assembly:
-    """Of the kernel's first function, or of the one that uses most registers."""
-    with TemporaryDirectory() as folder:
-        source, ptx, cubin = (Path(folder) / name for name in ("k.cu", "k.ptx", "k.cubin"))
-        source.write_text(cuda_source(kernel, arch))
-        flags = [f"-arch={arch}", "-O3", "--use_fast_math", "--diag-suppress=177"]
-        subprocess.run(["nvcc", *flags, "-ptx", "-o", ptx, source], check=True, capture_output=True)
-        command = ["ptxas", f"-arch={arch}", "-v", "-O3", "-o", str(cubin), str(ptx)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        registers = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
-        spills = [int(n) for n in re.findall(r"(\d+) bytes spill", told)]
-        return Assembly(ptx.read_text(), max(registers), sum(spills))
+def assembled(kernel: Any, arch: str) -> Assembled:
+    """A kernel's machine code."""
+    return assemble(cuda_source(kernel, arch), arch)
+
+
+def count(code: Assembled, instruction: str) -> int:
+    """How often the PTX has an instruction whose name starts so."""
+    return len(re.findall(rf"^\s+{re.escape(instruction)}", code.ptx, re.MULTILINE))
 
 
 def resident_blocks(registers: int, threads: int, shared_bytes: int) -> int:

@@ -16,6 +16,7 @@ from tests.codegen.cuda.assembly import (
     H200,
     assembled,
     assert_multiplies,
+    count,
     linear_case,
     needs_nvcc,
     resident_blocks,
@@ -59,9 +60,9 @@ def test_machine_code_gathers_transposes_and_does_not_spill(arch: str, height: i
     kernel = VectorTiles(4096, 4096, "float16", "", height)
     code = assembled(kernel, arch)
     assert f".target {arch}" in code.ptx
-    assert code.count("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") == 2 * (height // 8) * 2
-    assert code.count("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16") == 2 * 2
-    assert code.count("cp.async.cg.shared.global") > 0
+    assert count(code, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32") == 2 * (height // 8) * 2
+    assert count(code, "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16") == 2 * 2
+    assert count(code, "cp.async.cg.shared.global") > 0
     assert code.spilled == 0
     assert resident_blocks(code.registers, kernel.threads, kernel.shared_bytes) >= 4
 
