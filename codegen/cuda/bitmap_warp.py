@@ -65,7 +65,7 @@ class BitmapWarp:
         self.a = registers(4 * FRAGMENTS, "uint32")
         self.bits, self.counts = registers(1, "uint32"), registers(1, "uint32")
         self.before, self.total = registers(1, "uint32"), registers(1, "uint32")
-        self.other = registers(1, "uint32")
+        self.other, self.sizes = registers(1, "uint32"), registers(2, "uint32")
         self.at = registers(1, "int32")
 
     def multiply(self, warp: Expr, worker: Expr) -> None:
@@ -157,7 +157,7 @@ class BitmapWarp:
     def _record(self, tile: Expr, slot: Expr) -> None:
         emit, spec = self.emit, self.spec
         with emit.lanes():
-            self.at[0] = 2 * (slot + spec.chunks * MASK_PIECES * WORDS)  # values of 16 bits
+            self.at[0] = 4 * (slot + spec.chunks * MASK_PIECES * WORDS)  # in bytes, as all places are
         with repeat(emit, spec.chunks) as chunk:
             self._scan(slot + chunk * LANES)
             with emit.lanes(), repeat(emit, FRAGMENTS) as fragment:
@@ -183,26 +183,39 @@ class BitmapWarp:
                 self.before[0] = self.before[0] + lower
                 if distance < 16:
                     self.total[0] = self.total[0] + self.other[0]
+                else:
+                    for odd in (0, 1):
+                        halves = [(r[0] >> u32(8 * odd)) & u32(0x00FF00FF) for r in (self.total, self.other)]
+                        self.sizes[odd] = (halves[0] + halves[1]) << u32(1)
 
     def _expand(self, fragment: Expr) -> None:
         """A fragment's elements from bits and values; `at` moves on to the next one's values."""
-        before = (self.before[0] >> u32(8 * fragment)) & u32(0xFF)
         first = T.bind(self.at[0])
-        place = T.bind(first + T.cast(before, "int32"))
+        place = T.bind(first + _doubled(self.before[0], 8 * fragment, 0xFF))
         for half in range(2):
-            shift = u32(8 * fragment + 4 * half)
-            self._window((self.bits[0] >> shift) & u32(15), place, 4 * fragment + half)
-            place = T.bind(place + T.cast((self.counts[0] >> shift) & u32(15), "int32"))
-        halves = [(r[0] >> u32(8 * fragment)) & u32(0xFF) for r in (self.total, self.other)]
-        self.at[0] = first + T.cast(halves[0] + halves[1], "int32")
+            shift = 8 * fragment + 4 * half
+            self._window(_quadrupled(self.bits[0], shift), place, 4 * fragment + half)
+            place = T.bind(place + _doubled(self.counts[0], shift, 0xF))
+        size = self.sizes[T.truncmod(fragment, 2)] >> u32(16 * T.truncdiv(fragment, 2))
+        self.at[0] = first + T.cast(size & u32(0xFFFF), "int32")
 
     def _window(self, kept: Expr, place: Expr, to: Expr) -> None:
-        """Four elements, of which those in `kept` are so, from the values at `place`, to two registers."""
-        nibble = T.bind(kept)
-        start, shift = T.bind(T.shift_right(place, T.int32(1))), T.bind(u32(place) << u32(4))
+        """Four elements, of which those in `kept / 4` are so, from the values at `place`, to two registers."""
+        quadruple = T.bind(kept)
+        start, shift = T.bind(T.shift_right(place, T.int32(2))), T.bind(u32(place) << u32(3))
         words = [T.bind(word(self.ring, start + i)) for i in range(3)]
         low, high = (funnel_shift(self.emit, words[i], words[i + 1], shift) for i in range(2))
-        high = T.bind(high & T.Select(nibble == u32(15), u32(0xFFFFFFFF), u32(0xFFFF)))
-        chosen = T.bind(word(self.table, T.cast(nibble, "int32")))
+        high = T.bind(high & T.Select(quadruple == u32(60), u32(0xFFFFFFFF), u32(0xFFFF)))
+        chosen = T.bind(word(self.table, T.cast(quadruple >> u32(2), "int32")))
         self.a[to] = select_bytes(self.emit, low, high, chosen)
         self.a[to + 2] = select_bytes(self.emit, low, high, chosen >> u32(16))
+
+
+def _doubled(word: Expr, shift: Expr, mask: int) -> Expr:
+    """Twice the number that is masked in the shifted word: bytes of so many values."""
+    return T.cast(((word >> u32(shift)) << u32(1)) & u32(2 * mask), "int32")
+
+
+def _quadrupled(word: Expr, shift: Expr) -> Expr:
+    """Four times a nibble: the place of a word, which is then not shifted again."""
+    return ((word >> u32(shift)) << u32(2)) & u32(60)

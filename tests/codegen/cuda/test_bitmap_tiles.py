@@ -119,6 +119,18 @@ def test_few_rows_are_divided_so_that_all_multiprocessors_work() -> None:
     assert all(isinstance(kernel, BitmapTiles) and kernel.splits == 1 for kernel in tall)
 
 
+def test_a_full_weight_is_refused() -> None:
+    case = linear_case(torch.ones(8, 8, dtype=torch.float16), 1)
+    assert BitmapFamily().refused(case) == (
+        "100% of the weight are not zero: with its bits it would not take less to read than dense"
+    )
+
+
+def test_the_first_schedules_differ_in_more_than_depth() -> None:
+    first = BitmapFamily().kernels(linear_case(sparse(4096, 1024, 0.2, torch.bfloat16), 8))[:4]
+    assert len({(k.tiles, k.warps) for k in first if isinstance(k, BitmapTiles)}) == 4
+
+
 @pytest.mark.parametrize(
     ("dtype", "tokens", "reason"),
     [
