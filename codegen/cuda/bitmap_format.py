@@ -52,6 +52,10 @@ class BitmapFormat:
         """In each tile of rows."""
         return -(-self.columns // (CHUNK * self.chunks))
 
+    def fullest(self, matrix: Tensor) -> int:
+        """Pieces of the largest record."""
+        return int(self._pieces(self._counts(matrix != 0)).max())
+
     def pack(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
         """starts: int32 [tiles * records + 1], where each record begins, in pieces of 16 bytes; stream: int32.
 
@@ -59,9 +63,8 @@ class BitmapFormat:
         """
         values = self._ordered(matrix)
         kept = values != 0
-        counts = kept.reshape(self.tiles * self.records, -1).sum(dim=1)
-        masks = self.chunks * MASK_PIECES
-        ends = (masks + (counts + HALVES - 1) // HALVES).cumsum(0)
+        counts, masks = self._counts(matrix != 0), self.chunks * MASK_PIECES
+        ends = self._pieces(counts).cumsum(0)
         if int(ends[-1]) * PIECE // 4 >= 2**31:
             raise OverflowError(f"{int(ends[-1]) * PIECE} bytes: places in them exceed 31 bits")
         starts = F.pad(ends, (1, 0))
@@ -93,6 +96,16 @@ class BitmapFormat:
         padded = F.pad(matrix, (0, shape[1] - self.columns, 0, shape[0] - self.rows))
         parts = padded.reshape(self.tiles, 2, 8, self.records, self.chunks, 4, 4, 4)  # ., h, g, ., ., t, f, j
         return parts.permute(0, 3, 4, 6, 2, 5, 1, 7).contiguous()
+
+    def _counts(self, kept: Tensor) -> Tensor:
+        """Of each record, how many values."""
+        width = self.records * self.chunks * CHUNK
+        padded = F.pad(kept, (0, width - self.columns, 0, self.tiles * TILE - self.rows))
+        return padded.reshape(self.tiles, TILE, self.records, -1).sum(dim=(1, 3)).flatten()
+
+    def _pieces(self, counts: Tensor) -> Tensor:
+        """Of each record, from how many values it holds."""
+        return self.chunks * MASK_PIECES + (counts + HALVES - 1) // HALVES
 
     def _places(self, starts: Tensor, counts: Tensor) -> Tensor:
         """Of all values, in order: where in the stream, in halves."""

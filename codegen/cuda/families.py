@@ -12,10 +12,17 @@ from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.rows_family import RowsFamily
 from sparsecomp.codegen.cuda.runnable import Family, Runnable
 from sparsecomp.codegen.cuda.semi_structured import SemiStructuredFamily
+from sparsecomp.codegen.cuda.vector_tiles import VectorFamily
 from sparsecomp.errors import LoweringError
 from sparsecomp.region import OnGpu
 
-FAMILIES: Sequence[Family] = (SemiStructuredFamily(), BitmapFamily(), BlockFamily(), RowsFamily())
+FAMILIES: Sequence[Family] = (
+    SemiStructuredFamily(),
+    BitmapFamily(),
+    BlockFamily(),
+    VectorFamily(),
+    RowsFamily(),
+)
 OF_THE_LAYER = ("rows", "columns", "dtype", "epilogue", "tiling")
 """Fields of kernels that do not tell those for one layer apart, or that a label tells already."""
 
