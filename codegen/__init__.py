@@ -175,6 +175,13 @@ def autotune(
     from sparsecomp.codegen.timings import Timings, device_of
     from sparsecomp.codegen.tuner import Tuner, searches_of
 
+    if isinstance(device, Target) and device.kind == "cuda":
+        from sparsecomp.codegen.cuda.measure import CudaMeter
+        from sparsecomp.codegen.cuda.tune import tune
+
+        measuring = meter(device, 0)
+        assert isinstance(measuring, CudaMeter)
+        return tune(layers, measuring, budget, watch)
     watch.stage("looking for devices")
     timings, benches = Timings.on_disk(), _benches(device, threads)
     machine, count = benches[0].machine, benches[0].threads

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import tvm
-
 from sparsecomp.codegen.arena import Arena, plan_arena
+from sparsecomp.codegen.build import build
 from sparsecomp.codegen.call_list import CallList
 from sparsecomp.codegen.calls import Kernel
 from sparsecomp.codegen.machine import Machine
@@ -75,4 +74,4 @@ def compile_kernels(
     """Regions of the same kernels share their code."""
     if not machine.triple:
         share_pytorch_threads()
-    return tvm.compile(walk_calls(kernels, counts, tokens, machine), target=machine.tvm_target)
+    return build(walk_calls(kernels, counts, tokens, machine), machine.tvm_target)

@@ -18,6 +18,7 @@ import tvm
 from torch import Tensor
 from tvm import rpc
 
+from sparsecomp.codegen.build import build
 from sparsecomp.codegen.call import Call, grid_for
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.codegen.remote_kernel import Space, remote_module, tensors_of
@@ -95,7 +96,7 @@ class RemoteBench:
 def export(streams: Sequence[Stream], machine: Machine, threads: int, path: Path) -> Path:
     """A library for the machine: linked here where it is of this host's kind, else objects, which TVM's server
     links there."""
-    executable = tvm.compile(remote_module(streams, machine, threads), target=machine.tvm_target)
+    executable = build(remote_module(streams, machine, threads), machine.tvm_target)
     if not machine.triple:
         try:
             executable.export_library(str(path.with_suffix(".so")))

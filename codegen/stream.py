@@ -102,6 +102,7 @@ def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: 
         nothing = torch.empty(0, dtype=torch.int32)
         weights = unpack(packed).flatten()
         return Stream(layer, geometry, packed.pattern, schedule, nothing, weights, nothing, nothing)
+    assert isinstance(schedule, Schedule)
     if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
@@ -164,6 +165,7 @@ def read_stream(stream: Stream) -> Tensor:
         return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
     if isinstance(stream.schedule, Depthwise):
         return stream.data.reshape(layer.rows, layer.columns)
+    assert isinstance(stream.schedule, Schedule)
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
         columns = _columns_of(stream.index, table[0])

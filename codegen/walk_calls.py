@@ -122,8 +122,8 @@ def _main(function: Any, tokens: Tokens | TokenRows | None) -> tvm.tirx.PrimFunc
     """region(table, extent, threads, first, last): extent is the number of tokens, of sequences, or of images.
 
     One thread walks the items. With at least as many items as threads each thread walks its own, in an arena of
-    its own; with fewer, all threads share every call of every item. Whoever times a single call asks for just
-    that one.
+    its own; with fewer, all threads share every call of every item, and wait for each other after each. Whoever
+    times a single call asks for just that one.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(MAIN)
@@ -147,8 +147,19 @@ def _main(function: Any, tokens: Tokens | TokenRows | None) -> tvm.tirx.PrimFunc
                     high = T.bind(T.truncdiv((thread + 1) * items, threads))
                     with T.serial(high - low) as relative:
                         run(low + relative, thread, zero, one, first, last)
-                with T.Else(), T.serial(items) as item, T.serial(last - first) as number:
+                with T.Else(), _together(), T.serial(items) as item, T.serial(last - first) as number:
                     call = T.bind(first + number)
-                    with T.parallel(threads) as thread:
+                    with _then_all_wait(), T.parallel(threads) as thread:
                         run(item, zero, thread, threads, call, call + 1)
     return builder.get()
+
+
+def _together() -> Any:
+    """All threads run the body, their parallel loops split among them: to start threads takes longer than a small
+    call."""
+    return T.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1))
+
+
+def _then_all_wait() -> Any:
+    """A barrier behind the body."""
+    return T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -67,6 +67,7 @@ class SparseModule(Kept):
         self._dynamic_shapes = dynamic_shapes
         self._compiler = Compiler(options)
         self._device = codegen.tensor_device(options.target)
+        self._finish = partial(codegen.finish, options.target)
         self._skeleton = Skeleton(model)
         self._variants, self._uncapturable = [], set()
         self._routes = Routes()
@@ -147,8 +148,7 @@ class SparseModule(Kept):
         error = relative_error(seeded(lambda: variant.run(inputs)), trial.expected)
         self._variants.append(variant)
         eager, compiled = alternating_seconds(
-            self._to_its_end(lambda: trial.model(*args, **kwargs)),
-            self._to_its_end(lambda: self._dispatch(args, kwargs)),
+            lambda: trial.model(*args, **kwargs), lambda: self._dispatch(args, kwargs), finish=self._finish
         )
         report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
         note = self._refused(error, eager, compiled)
@@ -156,15 +156,6 @@ class SparseModule(Kept):
             self._give_up(report, note)
         else:
             self._report = report
-
-    def _to_its_end(self, run: Callable[[], object]) -> Callable[[], None]:
-        """What can be timed: a GPU goes on when the call has returned."""
-
-        def whole() -> None:
-            run()
-            codegen.finish(self._options.target)
-
-        return whole
 
     def _refused(self, error: float, eager: float, compiled: float) -> str:
         """Why PyTorch runs the model after all, if it does."""
@@ -220,9 +211,8 @@ class SparseModule(Kept):
         with unchanged(self._eager):
             error = relative_error(trial.run(self._eager), trial.expected)
         with self._skeleton.filled(self._weight) as model:
-            eager, compiled = alternating_seconds(
-                self._to_its_end(lambda: trial.run(model)), self._to_its_end(lambda: trial.run(self._eager))
-            )
+            runs = (lambda: trial.run(model)), (lambda: trial.run(self._eager))
+            eager, compiled = alternating_seconds(*runs, finish=self._finish)
         self._report = replace(self._report, eager_seconds=eager, compiled_seconds=compiled)
         note = self._refused(error, eager, compiled)
         if note:

@@ -5,7 +5,7 @@
 With few tokens each weight is used a few times only, so the time is that of reading the weights: here as little
 as they can be in float32. Lanes are columns of the weight, not tokens, so one token fills a vector too.
 
-    for each pair of units of 16 rows, far apart:        memory delivers two streams faster than one
+    for each pair of units of 16 rows, far apart:        memory delivers two streams faster than one (see STREAMS)
         for each chunk of four, two or one tokens:
             for each group of 4 rows:
                 for each block of 16 columns: 4 vectors expanded, each multiplied with every token's x
@@ -28,7 +28,8 @@ from sparsecomp.codegen.shares import SHARES
 from sparsecomp.epilogue import STEPS, split_steps
 
 STREAMS = 2
-"""Units walked at once, in different parts of the values."""
+"""Units walked at once, in different parts of the values; but one where AVX2 expands, which is busier with that than
+with memory and has half the registers."""
 AT_ONCE = 2
 """Sums of a row under way at once, where weights are read as they lie."""
 CHUNK = {16: 4, 8: 2}
@@ -51,12 +52,8 @@ SPREAD = """
 @sparsecomp_places = linkonce_odr constant [256 x i64] [{places}]
 declare <8 x float> @llvm.x86.avx2.permps(<8 x float>, <8 x i32>)
 declare <8 x float> @llvm.x86.avx.blendv.ps.256(<8 x float>, <8 x float>, <8 x float>)
-"""
-SPREAD_PART = """
-define linkonce_odr <8 x float> @sparsecomp_expand{part}(<8 x float> %values, i64 %bits) #0 {{
-  %shifted = lshr i64 %bits, {first}
-  %mask = and i64 %shifted, 255
-  %entry = getelementptr [256 x i64], ptr @sparsecomp_places, i64 0, i64 %mask
+define linkonce_odr <8 x float> @sparsecomp_spread(<8 x float> %values, i32 %mask) #0 {{
+  %entry = getelementptr [256 x i64], ptr @sparsecomp_places, i64 0, i32 %mask
   %bytes = load <8 x i8>, ptr %entry
   %places = sext <8 x i8> %bytes to <8 x i32>
   %spread = call <8 x float> @llvm.x86.avx2.permps(<8 x float> %values, <8 x i32> %places)
@@ -107,7 +104,8 @@ def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimF
     assert not refusal(machine), refusal(machine)
     kinds = [STEPS[step] for step in split_steps(spec.epilogue)]
     operands = [(f"operand{i}", "float32") for i, kind in enumerate(kinds) if kind != "none"]
-    pointers = [("index", "int32"), ("masks", "uint64"), ("values", "float32"), ("balance", "int32")]
+    mask = "uint64" if machine.lanes == BLOCK else "uint8"  # of four rows, or of a vector
+    pointers = [("index", "int32"), ("masks", mask), ("values", "float32"), ("balance", "int32")]
     pointers += [("x", "float32"), ("y", "float32"), *operands]
 
     def body(*arguments: Expr) -> None:
@@ -119,13 +117,13 @@ def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimF
 
 
 def _intrinsics(machine: Machine) -> str:
-    parts = range(GROUP * BLOCK // machine.lanes)
     if machine.lanes == BLOCK:
-        lanes = [range(row * BLOCK, (row + 1) * BLOCK) for row in parts]
-        texts = [EXPAND.format(row=row, lanes=", ".join(f"i32 {n}" for n in lanes[row])) for row in parts]
+        lanes = [range(row * BLOCK, (row + 1) * BLOCK) for row in range(GROUP)]
+        texts = [
+            EXPAND.format(row=row, lanes=", ".join(f"i32 {n}" for n in lanes[row])) for row in range(GROUP)
+        ]
     else:
         texts = [SPREAD.format(places=", ".join(f"i64 {_places(mask)}" for mask in range(256)))]
-        texts += [SPREAD_PART.format(part=part, first=part * machine.lanes) for part in parts]
     return "".join(texts) + SUM.format(cpu=machine.cpu, lanes=machine.lanes)
 
 
@@ -138,6 +136,7 @@ def _places(mask: int) -> int:
 class _Emitter:
     def __init__(self, spec: BitmapRows, buffers: Sequence[Expr], tokens: Expr, lanes: int) -> None:
         self.spec, self.tokens, self.lanes = spec, tokens, lanes
+        self.streams = STREAMS if lanes == BLOCK or spec.dense or spec.in_place else 1
         self.index, self.masks, self.values, self.balance, self.x, self.y, *self.operands = buffers
 
     def part(self, part: Expr, parts: Expr) -> None:
@@ -145,14 +144,14 @@ class _Emitter:
         twice, to the same result: that costs less than code of its own."""
         low = T.bind(self.balance[T.truncdiv(part * SHARES, parts)])
         high = T.bind(self.balance[T.truncdiv((part + 1) * SHARES, parts)])
-        steps = T.bind(T.truncdiv(high - low + (STREAMS - 1), T.int32(STREAMS)))
+        steps = T.bind(T.truncdiv(high - low + (self.streams - 1), T.int32(self.streams)))
         most = CHUNK[self.lanes]
         chunks = T.bind(
             T.truncdiv(self.tokens + most // 4, T.int32(most))
         )  # three tokens are four, the last one twice
         left = T.bind(T.max(self.tokens - chunks * most, 0))
         with T.serial(steps) as step:
-            units = [T.bind(T.min(low + step + steps * s, high - 1)) for s in range(STREAMS)]
+            units = [T.bind(T.min(low + step + steps * s, high - 1)) for s in range(self.streams)]
             with T.serial(chunks) as chunk:
                 for unit in units:
                     _Chunk(self, [unit], T.bind(chunk * most), most).emit()
@@ -267,20 +266,31 @@ class _Chunk:
         if self.spec.dense:
             T.buffer_store(self.positions[s], at + GROUP * BLOCK, [0])
             return [self.load_block(values, at + r * BLOCK, BLOCK) for r in range(GROUP)]
-        bits = T.bind(self.emitter.masks[mask])
-        found = [[self.expanded(at, bits, r * BLOCK + part) for part in self.parts] for r in range(GROUP)]
-        T.buffer_store(self.positions[s], at + i64(T.popcount(bits)), [0])
-        return found
+        vectors, behind = self.expanded(at, mask) if self.lanes == BLOCK else self.spread(at, mask)
+        T.buffer_store(self.positions[s], behind, [0])
+        count = len(self.parts)
+        return [vectors[r * count : (r + 1) * count] for r in range(GROUP)]
 
-    def expanded(self, at: Expr, bits: Expr, bit: int) -> Expr:
-        """The vector of the lanes whose first has this bit."""
-        # Bits of the lanes before, moved to the top so that those of the others fall out.
-        before = i64(T.popcount(bits << T.uint64(GROUP * BLOCK - bit))) if bit else T.int64(0)
-        vector, function = (
-            load(self.emitter.values, at + before, self.lanes),
-            f"sparsecomp_expand{bit // self.lanes}",
-        )
-        return T.bind(T.call_extern(f"float32x{self.lanes}", function, vector, bits))
+    def expanded(self, at: Expr, mask: Expr) -> tuple[list[Expr], Expr]:
+        """The vectors of 16 lanes, and the position behind them."""
+        bits, found = T.bind(self.emitter.masks[mask]), []
+        for row in range(GROUP):
+            # Bits of the rows before, moved to the top so that those of the others fall out.
+            before = i64(T.popcount(bits << T.uint64((GROUP - row) * BLOCK))) if row else T.int64(0)
+            vector = load(self.emitter.values, at + before, BLOCK)
+            found.append(T.bind(T.call_extern("float32x16", f"sparsecomp_expand{row}", vector, bits)))
+        return found, at + i64(T.popcount(bits))
+
+    def spread(self, at: Expr, mask: Expr) -> tuple[list[Expr], Expr]:
+        """The vectors of 8 lanes, and the position behind them. A mask is loaded for each: that takes fewer steps
+        than to cut it out of a longer one."""
+        count, found = GROUP * len(self.parts), []
+        for number in range(count):
+            bits = T.bind(T.cast(self.emitter.masks[mask * count + number], "int32"))
+            vector = load(self.emitter.values, at, self.lanes)
+            found.append(T.bind(T.call_extern("float32x8", "sparsecomp_spread", vector, bits)))
+            at = T.bind(at + i64(T.popcount(bits)))
+        return found, at
 
     def load_block(self, buffer: Expr, start: Expr, columns: int) -> list[Expr]:
         """The vectors of a block of which there are so many columns."""

@@ -57,11 +57,11 @@ class CudaDevice:
     kind = "cuda"
 
     def __init__(self, arch: str = "") -> None:
-        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        found: Any = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.gpu = Gpu(
             arch or f"sm_{found.major}{found.minor}",
             found.multi_processor_count,
-            found.shared_memory_per_block_optin,
+            getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block),
             found.name,
         )
         self._flush: Tensor | None = None
@@ -75,7 +75,8 @@ class CudaDevice:
 
         if isinstance(kernel, SemiStructured):
             return kernel.run
-        run: Callable[..., object] = compile_for_gpu(kernel, self.gpu.arch)["main"]
+        ours: Any = kernel
+        run: Callable[..., object] = compile_for_gpu(ours, self.gpu.arch)["main"]
         return run
 
     def seconds(self, contestants: Sequence[Callable[[], Tensor]], labels: Sequence[str]) -> list[float]:
@@ -105,7 +106,7 @@ class CudaDevice:
     def _one(self, run: Callable[[], Tensor]) -> float:
         """By CUDA events, while the GPU is still busy with filling its cache: what the CPU needs to start it does not
         count."""
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         if self._flush is None:
             self._flush = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
         self._flush.zero_()

@@ -29,9 +29,9 @@ OF_THE_LAYER = ("rows", "columns", "dtype", "epilogue", "tiling")
 
 def name_of(kernel: Runnable) -> str:
     """Its label and its schedule: what tells it from all others for the layer."""
-    own = [
-        (part.name, getattr(kernel, part.name)) for part in fields(kernel) if part.name not in OF_THE_LAYER
-    ]  # type: ignore[arg-type]
+    record: Any = kernel
+    names = [part.name for part in fields(record) if part.name not in OF_THE_LAYER]
+    own = [(name, getattr(kernel, name)) for name in names]
     schedule = " ".join(f"{name} {value}" for name, value in own)
     return f"{kernel.label} ({schedule})" if own else kernel.label
 
@@ -62,5 +62,8 @@ def family_named(name: str) -> Family:
 
 
 def with_epilogue(kernel: Runnable, epilogue: str) -> Runnable:
-    made: Any = kernel
-    return made if kernel.epilogue == epilogue else replace(made, epilogue=epilogue)
+    if kernel.epilogue == epilogue:
+        return kernel
+    record: Any = kernel
+    made: Runnable = replace(record, epilogue=epilogue)
+    return made

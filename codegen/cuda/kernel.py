@@ -65,6 +65,8 @@ class CudaKernel(Protocol):
     applied to them before they are rounded to the dtype.
     """
 
+    def __hash__(self) -> int: ...
+
     @property
     def epilogue(self) -> str: ...
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from sparsecomp.codegen.cuda.device import Device, fingerprint
 from sparsecomp.codegen.cuda.families import FAMILIES, family_named, name_of
 from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.region import CudaRegion
-from sparsecomp.codegen.cuda.runnable import Runnable
+from sparsecomp.codegen.cuda.runnable import Family, Runnable
 from sparsecomp.codegen.cuda.weights import GpuStore
 from sparsecomp.codegen.timings import Key, Record, Timings, call_of, versions
 from sparsecomp.cost import RegionTimes, Rivals
@@ -57,7 +57,7 @@ class CudaMeter:
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
         """See `Cost`: PyTorch first, then one per family, with its best kernel or the reason it was refused."""
         case = Case(layer, matrix, self.device.gpu)
-        refused = {family.name: self._refused(case, family.name) for family in FAMILIES}
+        refused = {family.name: self.refused(case, family.name) for family in FAMILIES}
         timed = self.timed(case, [name for name, why in refused.items() if why is None])
         found = [Candidate(DENSE, timed[DENSE].seconds, stored=matrix.numel())]
         nonzeros = int((matrix != 0).sum())
@@ -71,7 +71,8 @@ class CudaMeter:
                 found.append(Candidate(str(how), timed[name].seconds, how=how, stored=nonzeros))
         return tuple(found)
 
-    def _refused(self, case: Case, name: str) -> str | None:
+    def refused(self, case: Case, name: str) -> str | None:
+        """Why no kernel of the family is timed."""
         if case.layer.held_by:
             return f"its weight is also read by {case.layer.held_by}, which needs it dense"
         if case.matrix.numel() == 0:
@@ -86,16 +87,29 @@ class CudaMeter:
             found = {name: place for name, place in known.items() if place is not None}
             if len(found) == len(known):
                 return found
-        best = self.race(case, families, known, most)
+        best = self._best(case, known, most)
         for name, place in best.items():
             before = known[name]
             if before and keys[name] in self._doubted and before.seconds < place.seconds:
                 best[name] = before
             elif math.isfinite(place.seconds):
-                schedule = str(schedule_of(place.kernel)) if place.kernel is not None else ""
-                self.timings.put(keys[name], place.seconds, schedule)
+                self.put(case, name, place)
         self._doubted.difference_update(keys.values())
         return best
+
+    def put(self, case: Case, name: str, place: Place) -> None:
+        """This is the best of the family from now on."""
+        schedule = str(schedule_of(place.kernel)) if place.kernel is not None else ""
+        self.timings.put(self.key(case, name), place.seconds, schedule)
+
+    def tried(self, case: Case, families: Sequence[Family]) -> set[Runnable]:
+        """Kernels that were timed before, in any race."""
+        return {
+            kernel
+            for family in families
+            for kernel in family.kernels(case)
+            if str(schedule_of(kernel)) in self.timings.trials(self.key(case, family.name))
+        }
 
     def _known(self, case: Case, name: str, key: Key) -> Place | None:
         """What the database says, if that kernel is still one for the layer."""
@@ -105,33 +119,39 @@ class CudaMeter:
         kernels = family_named(name).kernels(case)
         return next((Place(found[0], k) for k in kernels if str(schedule_of(k)) == found[1]), None)
 
-    def race(
-        self,
-        case: Case,
-        families: Sequence[str],
-        known: Mapping[str, Place | None],
-        most: int | None,
-    ) -> dict[str, Place]:
+    def _best(self, case: Case, known: Mapping[str, Place | None], most: int | None) -> dict[str, Place]:
         """Families known before run again with the kernel that was best, the others with their first `most`."""
+        entrants: list[tuple[str, Runnable | None]] = []
+        for name, before in known.items():
+            if name == DENSE:
+                entrants.append((DENSE, None))
+            elif before is not None:
+                entrants.append((name, before.kernel))
+            else:
+                entrants += [(name, kernel) for kernel in family_named(name).kernels(case)[:most]]
+        best = {name: Place(math.inf) for name in known}
+        for (name, kernel), seconds in self.race(case, entrants).items():
+            if seconds < best[name].seconds:
+                best[name] = Place(seconds, kernel)
+        return best
+
+    def race(
+        self, case: Case, entrants: Sequence[tuple[str, Runnable | None]]
+    ) -> dict[tuple[str, Runnable | None], float]:
+        """Seconds of each (family, kernel), inf for one that does not run. The first is PyTorch's own operator."""
         x = example(case)
-        entrants: list[tuple[str, Runnable | None]] = [(DENSE, None)]
-        for name in families:
-            before = known.get(name)
-            kernels = [before.kernel] if before else family_named(name).kernels(case)[:most]
-            entrants += [(name, kernel) for kernel in kernels]
         runs = {entrant: self._contestant(case, entrant[1], x) for entrant in entrants}
         made = {entrant: run for entrant, run in runs.items() if run is not None}
         labels = [name_of(kernel) if kernel is not None else DENSE for _, kernel in made]
-        seconds = self.device.seconds(list(made.values()), labels)
-        best = {name: Place(math.inf) for name, _ in entrants}
-        records = []
-        for (name, kernel), time in zip(made, seconds, strict=True):
-            if time < best[name].seconds:
-                best[name] = Place(time, kernel)
-            if kernel is not None and math.isfinite(time):
-                records.append(Record("trial", self.key(case, name), time, str(schedule_of(kernel))))
-        self.timings.add(records)
-        return best
+        timed = dict(zip(made, self.device.seconds(list(made.values()), labels), strict=True))
+        self.timings.add(
+            [
+                Record("trial", self.key(case, name), seconds, str(schedule_of(kernel)))
+                for (name, kernel), seconds in timed.items()
+                if kernel is not None and math.isfinite(seconds)
+            ]
+        )
+        return {entrant: timed.get(entrant, math.inf) for entrant in entrants}
 
     def _contestant(self, case: Case, kernel: Runnable | None, x: Tensor) -> Callable[[], Tensor] | None:
         """None for a kernel that cannot be made."""
@@ -190,8 +210,8 @@ class CudaMeter:
 
 def _first(run: Callable[[], object]) -> Tensor:
     """Of a region, its output."""
-    (y,) = run()  # type: ignore[misc]
-    assert isinstance(y, Tensor)
+    found: Any = run()
+    y: Tensor = found[0]
     return y
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ class CudaRegion:
     def __init__(self, body: Body, store: GpuStore, device: Device) -> None:
         (op,) = body.section.ops
         assert isinstance(op, SectionOp)
-        weights = store.get(op.layer, grid_of(op.layer), body.how[op.site], body.packed.get(op.site))  # type: ignore[arg-type]
+        grid: Any = grid_of(op.layer)
+        weights: Any = store.get(op.layer, grid, body.how[op.site], body.packed.get(op.site))
         assert isinstance(weights, GpuWeights)
         self.op, self.weights, self.device = op, weights, device
         self.kernel = with_epilogue(weights.kernel, op.epilogue)

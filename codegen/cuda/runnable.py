@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Runnable(Protocol):
     """A frozen dataclass with a field `epilogue`; its fields tell it from all others."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def epilogue(self) -> str: ...
 

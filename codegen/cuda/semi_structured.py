@@ -44,7 +44,7 @@ class SemiStructured:
         return "2:4 by PyTorch"
 
     def pack(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        return (torch.sparse.to_sparse_semi_structured(matrix.contiguous()),)  # type: ignore[no-untyped-call]
+        return (torch.sparse.to_sparse_semi_structured(matrix.contiguous()),)
 
     def unpack(self, operands: Sequence[Tensor]) -> Tensor:
         return operands[0].to_dense()

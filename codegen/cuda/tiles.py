@@ -27,8 +27,10 @@ def ceil_div(value: Expr, size: int) -> Expr:
 class Tiling(Protocol):
     """Frozen. Outputs are counted along what lies together in y: tokens, or the pixels of an image."""
 
-    width: int
-    """Outputs of a tile, for each row of the weight."""
+    @property
+    def width(self) -> int:
+        """Outputs of a tile, for each row of the weight."""
+        ...
 
     @property
     def lanes(self) -> int:

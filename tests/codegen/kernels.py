@@ -13,6 +13,7 @@ from torch import Tensor
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from sparsecomp.codegen.build import build
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.target import Target
 
@@ -37,7 +38,7 @@ def compiled(kernel: Callable[[str, Any, Machine], tvm.tirx.PrimFunc], spec: Any
         ]
         T.evaluate(T.Call(module.get_global_var("kernel"), arguments, ret_ty="void"))
     module.update_func(tvm.ir.GlobalVar("main"), builder.get())
-    executable = tvm.compile(module, target=machine.tvm_target)
+    executable = build(module, machine.tvm_target)
     main = executable["main"]
 
     def run(*arguments: Tensor | int) -> None:

@@ -17,6 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, shares_of
+from sparsecomp.codegen.build import build
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows, refusal
 from sparsecomp.codegen.machine import Machine, machine_of
 from sparsecomp.epilogue import STEPS, apply, split_steps
@@ -46,7 +47,7 @@ def compiled(*specs: BitmapRows, machine: Machine = MACHINE) -> Any:
             callee = module.get_global_var(f"kernel{i}")
             T.evaluate(T.Call(callee, [*pointers, *numbers], ret_ty="void"))
         module.update_func(tvm.ir.GlobalVar(f"f{i}"), builder.get())
-    return tvm.compile(module, target=machine.tvm_target)
+    return build(module, machine.tvm_target)
 
 
 def guarded(tensor: Tensor) -> Tensor:

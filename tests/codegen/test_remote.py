@@ -24,6 +24,7 @@ from benchmarks.prune import prune
 from sparsecomp import InputError, autotune
 from sparsecomp.codegen import remote
 from sparsecomp.codegen.arena import SLACK
+from sparsecomp.codegen.build import build
 from sparsecomp.codegen.call import Call
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.remote_kernel import Space, remote_module, size_of, tensors_of
@@ -54,7 +55,7 @@ def streams_of(layer: Layer, count: int = len(PATTERNS)) -> list[Stream]:
 @pytest.mark.parametrize("layer", [LINEAR, CONV], ids=lambda layer: layer.name)
 def test_every_pattern_gives_the_same(layer: Layer, threads: int) -> None:
     machine, streams = machine_of(Target()), streams_of(layer)
-    built = tvm.compile(remote_module(streams, machine, threads), target=machine.tvm_target)
+    built = build(remote_module(streams, machine, threads), machine.tvm_target)
     space = Space.of(streams[0], threads)
     x = torch.randn(space.floats[0])
     found = [torch.zeros(space.floats[1]) for _ in streams]
@@ -70,7 +71,7 @@ def test_a_linear_kernel_is_right() -> None:
     matrix = torch.randn(layer.rows, layer.columns)
     call = Call.of(layer, matrix)
     stream = make_stream(pack(matrix, PATTERNS[0]), layer, call.geometry, Schedule(4, 16, 64))
-    built = tvm.compile(remote_module([stream], machine, 1), target=machine.tvm_target)
+    built = build(remote_module([stream], machine, 1), machine.tvm_target)
     space = Space.of(stream, 1)
     x, y = torch.randn(size_of(space.x)), torch.zeros(size_of(space.y))
     built["timed0"](*tensors_of(stream), x, y)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,9 +105,20 @@ def plant(draw: st.DrawFn, module: Any) -> None:
             zero(tensor, *(d % tensor.shape[0] for d in dead))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(networks())
 def test_random_networks(model: nn.Module) -> None:
+    check_network(model)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(networks())
+def test_many_random_networks(model: nn.Module) -> None:
+    check_network(model)
+
+
+def check_network(model: nn.Module) -> None:
     x = torch.randn(2, 3, 12, 12)  # four blocks without padding leave 4 x 4
     program, slimming = slimmed(model, x)
     assert Slim((x.double(),))(program).graph is program.graph, "nothing is left to do"
@@ -122,14 +134,28 @@ def check_whole_weights(model: nn.Module, program: Any, slimming: Any) -> None:
             assert torch.equal(cut.restore(attribute(program.graph, part)), attribute(model, cut.whole))
 
 
-@settings(max_examples=30, deadline=None)
-@given(
+TRANSFORMERS = (
     st.integers(0, 2**16),
     st.lists(st.integers(0, 3), max_size=4, unique=True),
     st.lists(st.integers(0, 15), max_size=12, unique=True),
     st.booleans(),
 )
+
+
+@settings(max_examples=8, deadline=None)
+@given(*TRANSFORMERS)
 def test_random_transformers(seed: int, heads: list[int], units: list[int], values: bool) -> None:
+    check_transformer(seed, heads, units, values)
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None)
+@given(*TRANSFORMERS)
+def test_many_random_transformers(seed: int, heads: list[int], units: list[int], values: bool) -> None:
+    check_transformer(seed, heads, units, values)
+
+
+def check_transformer(seed: int, heads: list[int], units: list[int], values: bool) -> None:
     torch.manual_seed(seed)
     layer = nn.TransformerEncoderLayer(16, 4, 16, batch_first=True, activation="gelu", norm_first=True)
     for head in heads:

@@ -93,5 +93,8 @@ def minimiser(penalty: Callable[[Tensor], Tensor], w: Tensor, rate: float = 1.0)
         return value
 
     for _ in range(5):
+        before = x.detach().clone()
         solver.step(closure)  # type: ignore[no-untyped-call]
+        if torch.allclose(x.detach(), before, rtol=0.0, atol=1e-9):
+            break
     return x.detach()
