@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsecomp.codegen.cuda.bitmap_tiles import BitmapFamily
 from sparsecomp.codegen.cuda.block_tiles import BlockFamily
+from sparsecomp.codegen.cuda.gap_rows import GapFamily
 from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.rows_family import RowsFamily
 from sparsecomp.codegen.cuda.runnable import Family, Runnable
@@ -19,6 +20,7 @@ from sparsecomp.region import OnGpu
 FAMILIES: Sequence[Family] = (
     SemiStructuredFamily(),
     BitmapFamily(),
+    GapFamily(),
     BlockFamily(),
     VectorFamily(),
     RowsFamily(),
