@@ -99,7 +99,7 @@ def test_machine_code_has_tensor_cores_and_no_spills(arch: str) -> None:
 def test_no_schedule_spills(arch: str, tokens: int) -> None:
     case = linear_case(sparse(1024, 4096, 0.4, torch.float16), tokens, epilogue="bias silu")
     kernels = BitmapFamily().kernels(case)
-    assert all(assembled(kernel, arch).spilled == 0 for kernel in kernels[:: len(kernels) // 5])  # type: ignore[arg-type]
+    assert all(assembled(kernel, arch).spilled == 0 for kernel in kernels[:: len(kernels) // 5])
 
 
 def test_schedules_fit_the_device() -> None:
