@@ -6,6 +6,7 @@ not, and place barriers of their own, which a loop that differs between warps ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +17,11 @@ from sparsecomp.codegen.cuda.cuda_emitter import CudaEmitter
 from sparsecomp.codegen.cuda.kernel import CudaKernel
 from sparsecomp.codegen.cuda.serial_emitter import SerialEmitter
 
-PIPELINE = "sparsecomp"
+FOR_GPU, SERIAL = "sparsecomp.cuda", "sparsecomp.serial"
+"""Names of the lists of passes, for a GPU and for loops on a CPU. `codegen/build.py` has that of kernels for CPUs."""
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def _pipeline(*made_shorter: Any, with_shared_memory: Sequence[Any] = ()) -> tuple[Any, Any, Any]:
     passes = [
         tirx.transform.FlattenBuffer(),
         tirx.transform.BF16ComputeLegalize(),
@@ -27,11 +29,10 @@ def _pipeline() -> tuple[Any, Any, Any]:
         tirx.transform.VectorizeLoop(True),
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
-        tirx.transform.RemoveNoOp(),
-        tirx.transform.CommonSubexprElim(),
+        *made_shorter,
         tirx.transform.VerifyMemory(),
         tirx.transform.AnnotateEntryFunc(),
-        s_tir.transform.MergeSharedMemoryAllocations(),
+        *with_shared_memory,
         tirx.transform.SplitHostDevice(),
         tirx.transform.MakePackedAPI(),
         tirx.transform.BF16StorageLegalize(),
@@ -43,7 +44,16 @@ def _pipeline() -> tuple[Any, Any, Any]:
     )
 
 
-tirx.register_tir_pipeline(PIPELINE, _pipeline)
+def _for_gpu() -> tuple[Any, Any, Any]:
+    return _pipeline(
+        tirx.transform.RemoveNoOp(),
+        tirx.transform.CommonSubexprElim(),
+        with_shared_memory=[s_tir.transform.MergeSharedMemoryAllocations()],
+    )
+
+
+tirx.register_tir_pipeline(FOR_GPU, _for_gpu)
+tirx.register_tir_pipeline(SERIAL, _pipeline)
 
 
 def cuda_target(arch: str) -> Any:
@@ -53,14 +63,20 @@ def cuda_target(arch: str) -> Any:
 @lru_cache(maxsize=512)
 def compile_for_gpu(kernel: CudaKernel, arch: str) -> Any:
     """TVM's executable. On a machine without a GPU it holds the source alone."""
-    return tvm.compile(kernel.function(CudaEmitter()), target=cuda_target(arch), tir_pipeline=PIPELINE)
+    return tvm.compile(kernel.function(CudaEmitter()), target=cuda_target(arch), tir_pipeline=FOR_GPU)
 
 
 @lru_cache(maxsize=64)
 def compile_for_cpu(kernel: CudaKernel) -> Any:
     """The same kernel as plain loops on this machine, to be called with tensors: what tests compare."""
-    host = tvm.target.Target.from_device("cpu")
-    return tvm.compile(kernel.function(SerialEmitter()), target=host, tir_pipeline=PIPELINE)["main"]
+    return compile_serially(kernel.function(SerialEmitter()))
+
+
+def compile_serially(function: tirx.PrimFunc) -> Any:
+    """What a `SerialEmitter` wrote, compiled as it stands: it runs once, and LLVM would take longer than it does."""
+    here = dict(tvm.target.Target.from_device("cpu").export())
+    target = tvm.target.Target(here | {"opt-level": 0})
+    return tvm.compile(function, target=target, tir_pipeline=SERIAL)["main"]
 
 
 def cuda_source(kernel: CudaKernel, arch: str) -> str:

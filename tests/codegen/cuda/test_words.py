@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecomp.codegen.cuda.emitter import Array, Expr, Parameter
-from sparsecomp.codegen.cuda.pipeline import PIPELINE
+from sparsecomp.codegen.cuda.pipeline import compile_serially
 from sparsecomp.codegen.cuda.serial_emitter import SerialEmitter
 from sparsecomp.codegen.cuda.words import byte_counts, funnel_shift, nibble_counts, select_bytes, word
 
@@ -34,7 +34,7 @@ def compiled(name: str) -> Any:
             target[0] = tvm.tirx.reinterpret("int32", OPERATIONS[name](*words))
 
     function = EMIT.function([Parameter("source", "int32", (3,)), Parameter("target", "int32", (1,))], body)
-    return tvm.compile(function, target=tvm.target.Target.from_device("cpu"), tir_pipeline=PIPELINE)["main"]
+    return compile_serially(function)
 
 
 def computed(name: str, *words: int) -> int:
