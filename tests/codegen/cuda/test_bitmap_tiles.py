@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from sparsecomp.codegen.cuda.bitmap_tiles import NAMES, BitmapFamily, BitmapTiles
 from sparsecomp.codegen.cuda.kernel import Gpu
 from tests.codegen.cuda.assembly import (
+    ARCHITECTURES,
+    FEW,
     H200,
+    MANY,
     assembled,
     assert_multiplies,
     count,
@@ -34,8 +37,7 @@ def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: Any) -> Bit
     return replace(kernel, pieces=kernel.format.fullest(matrix))
 
 
-@settings(max_examples=8, deadline=None)
-@given(
+PRODUCTS = (
     st.tuples(st.integers(1, 70), st.integers(1, 400), st.integers(1, 16)),
     st.sampled_from([0.0, 0.2, 0.5, 1.0]),
     st.sampled_from([torch.float16, torch.bfloat16]),
@@ -50,12 +52,25 @@ def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: Any) -> Bit
         }
     ),
 )
-def test_products_are_those_of_the_dense_matrix(
-    sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, int]
-) -> None:
+
+
+def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, int]) -> None:
     rows, columns, tokens = sizes
     matrix = sparse(rows, columns, density, dtype)
     assert_multiplies(kernel_for(matrix, "", **schedule), matrix, torch.randn(tokens, columns).to(dtype))
+
+
+@settings(max_examples=FEW, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_more_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -78,7 +93,7 @@ def test_a_weight_is_not_packed_into_too_little_room() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_machine_code_has_tensor_cores_and_no_spills(arch: str) -> None:
     code = assembled(LLM, arch)
     assert f".target {arch}" in code.ptx

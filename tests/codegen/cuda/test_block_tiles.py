@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from sparsecomp.codegen.cuda.block_tiles import DTYPES, BlockFamily, BlockTiles
 from tests.codegen.cuda.assembly import (
+    ARCHITECTURES,
+    FEW,
     H200,
+    MANY,
     assembled,
     assert_multiplies,
     count,
@@ -25,8 +28,7 @@ from tests.codegen.cuda.test_block_format import in_blocks
 LLM = BlockTiles(4096, 4096, "bfloat16", "", 64, tokens=128, warps=(2, 2), stages=3)
 
 
-@settings(max_examples=8, deadline=None)
-@given(
+PRODUCTS = (
     st.tuples(st.integers(1, 150), st.integers(1, 20), st.integers(1, 200)),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([torch.float16, torch.bfloat16]),
@@ -39,14 +41,27 @@ LLM = BlockTiles(4096, 4096, "bfloat16", "", 64, tokens=128, warps=(2, 2), stage
         }
     ),
 )
-def test_products_are_those_of_the_dense_matrix(
-    sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]
-) -> None:
+
+
+def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]) -> None:
     rows, eighths, tokens = sizes
     matrix = in_blocks(rows, 8 * eighths, schedule["size"], density, dtype)
     plain = BlockTiles(rows, 8 * eighths, DTYPES[dtype], "", schedule["size"])
     kernel = replace(plain, **schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, 8 * eighths).to(dtype))
+
+
+@settings(max_examples=FEW, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_more_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
 
 
 def test_the_epilogue_is_applied_once() -> None:
@@ -57,7 +72,7 @@ def test_the_epilogue_is_applied_once() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_machine_code_has_tensor_cores_and_no_spills(arch: str) -> None:
     code = assembled(LLM, arch)
     assert f".target {arch}" in code.ptx

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 
 from sparsecomp.codegen.cuda.gap_rows import NAMES, GapFamily, GapRows
 from tests.codegen.cuda.assembly import (
+    ARCHITECTURES,
+    FEW,
+    MANY,
     assembled,
     assert_multiplies,
     count,
@@ -18,21 +23,32 @@ from tests.codegen.cuda.assembly import (
 )
 from tests.codegen.cuda.test_bitmap_format import sparse
 
-
-@settings(max_examples=8, deadline=None)
-@given(
+PRODUCTS = (
     st.tuples(st.integers(1, 40), st.integers(1, 500), st.integers(1, 3)),
     st.sampled_from([0.0, 0.02, 0.4, 1.0]),
     st.sampled_from([torch.float16, torch.bfloat16]),
     st.tuples(st.sampled_from([1, 4]), st.sampled_from([1, 4])),
 )
-def test_products_are_those_of_the_dense_matrix(
-    sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: tuple[int, int]
-) -> None:
+
+
+def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: tuple[int, int]) -> None:
     rows, columns, tokens = sizes
     matrix = sparse(rows, columns, density, dtype)
     kernel = GapRows(rows, columns, NAMES[dtype], "", *schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, columns).to(dtype))
+
+
+@settings(max_examples=FEW, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_more_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
 
 
 def test_the_epilogue_is_applied_once() -> None:
@@ -42,7 +58,7 @@ def test_the_epilogue_is_applied_once() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_machine_code_loads_whole_vectors_and_does_not_spill(arch: str) -> None:
     kernel = GapRows(4096, 4096, "bfloat16", "")
     code = assembled(kernel, arch)

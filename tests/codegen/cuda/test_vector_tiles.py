@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from sparsecomp.codegen.cuda.block_tiles import DTYPES
 from sparsecomp.codegen.cuda.vector_tiles import VectorFamily, VectorTiles
 from tests.codegen.cuda.assembly import (
+    FEW,
     H200,
+    MANY,
     assembled,
     assert_multiplies,
     count,
@@ -23,9 +25,7 @@ from tests.codegen.cuda.assembly import (
 )
 from tests.codegen.cuda.test_vector_format import in_vectors
 
-
-@settings(max_examples=6, deadline=None)
-@given(
+PRODUCTS = (
     st.tuples(st.integers(1, 70), st.integers(1, 100), st.integers(1, 200)),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.sampled_from([torch.float16, torch.bfloat16]),
@@ -38,13 +38,26 @@ from tests.codegen.cuda.test_vector_format import in_vectors
         }
     ),
 )
-def test_products_are_those_of_the_dense_matrix(
-    sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]
-) -> None:
+
+
+def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]) -> None:
     rows, columns, tokens = sizes
     matrix = in_vectors(rows, columns, schedule["height"], density, dtype)
     kernel = replace(VectorTiles(rows, columns, DTYPES[dtype], "", schedule["height"]), **schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, columns).to(dtype))
+
+
+@settings(max_examples=FEW, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
+
+
+@pytest.mark.slow
+@settings(max_examples=MANY, deadline=None)
+@given(st.tuples(*PRODUCTS))
+def test_more_products_are_those_of_the_dense_matrix(product: Any) -> None:
+    check(*product)
 
 
 def test_the_epilogue_is_applied_once() -> None:
@@ -55,7 +68,9 @@ def test_the_epilogue_is_applied_once() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize(("arch", "height"), [("sm_80", 32), ("sm_90", 8)])
+@pytest.mark.parametrize(
+    ("arch", "height"), [("sm_90", 8), pytest.param("sm_80", 32, marks=pytest.mark.slow)]
+)
 def test_machine_code_gathers_transposes_and_does_not_spill(arch: str, height: int) -> None:
     kernel = VectorTiles(4096, 4096, "float16", "", height)
     code = assembled(kernel, arch)
