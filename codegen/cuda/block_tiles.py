@@ -27,6 +27,8 @@ SIZES = (64, 32)
 """Rows and columns of blocks that have kernels."""
 SUMS = range(32, 129)
 """That a thread may hold: fewer read shared memory too often, more do not fit into registers."""
+MANY_SUMS = range(64, 129)
+"""The same for 8 warps: for 32 ptxas takes 64 registers, so that four blocks run at once, and spills 8 bytes."""
 FEWEST_TOKENS = 64
 MOST_KEPT = 0.6
 """Share of blocks beyond which a dense product, which reaches twice the rate, cannot be slower."""
@@ -142,5 +144,5 @@ def schedules(case: Case) -> Iterator[BlockTiles]:
         for stages, warps, tokens in product((3, 4, 2), ((4, 2), (2, 2), (4, 1), (2, 1)), (256, 128, 64)):
             kernel = replace(plain, tokens=tokens, warps=warps, stages=stages)
             fits = kernel.shared_bytes <= case.gpu.shared_bytes and tokens < 2 * case.tokens
-            if fits and tokens * size // kernel.threads in SUMS:
+            if fits and tokens * size // kernel.threads in (SUMS if kernel.threads < 256 else MANY_SUMS):
                 yield kernel
