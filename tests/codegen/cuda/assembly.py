@@ -22,7 +22,7 @@ SHARED_IN_ALL = 233472
 """Bytes of shared memory of a multiprocessor of compute capability 9.0, 1024 of which each block takes for itself."""
 ARCHITECTURES = ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)]
 """The fast tests look at one: nvcc takes a second and more for each kernel."""
-FEW, MANY = 5, 30
+FEW, MANY = 5, 20
 """Examples of a fast and of a slow test: each is a kernel of its own, compiled anew."""
 needs_nvcc = pytest.mark.skipif(not has_compiler(), reason="nvcc is not installed")
 GUARD = 64
