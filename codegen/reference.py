@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from sparsecomp.choice import DENSE, Candidate
+from sparsecomp.codegen.backend import NoNativeCode
 from sparsecomp.codegen.layout import source_geometry
 from sparsecomp.codegen.stream import Stream, StreamStore, read_stream
 from sparsecomp.cost import RegionTimes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks, stored_elements
 from sparsecomp.program import Body
+from sparsecomp.progress import Watch
 from sparsecomp.region import RowsKernelChoice, Schedule
 from sparsecomp.section import SectionOp, run_section
+from sparsecomp.tuning import Budget
+
+
+class ReferenceBackend(NoNativeCode):
+    """See `Backend`."""
+
+    tensor_device = "cpu"
+
+    def describe(self) -> str:
+        return "reference (plain PyTorch)"
+
+    def identity(self) -> dict[str, str]:
+        return {"device": "reference", "versions": f"torch {torch.__version__}"}
+
+    def check_runs_here(self) -> None:
+        """It runs wherever PyTorch does."""
+
+    def finish(self) -> None:
+        """Calls return when they are done."""
+
+    def stream_store(self) -> StreamStore:
+        return StreamStore()
+
+    def lower(self, body: Body, streams: StreamStore, threads: Callable[[], int]) -> ReferenceRegion:
+        return ReferenceRegion(body, streams)
+
+    def meter(self, threads: int) -> StoredCost:
+        return StoredCost()
+
+    def autotune(
+        self, layers: Iterable[tuple[Layer, Tensor]], threads: int | None, budget: Budget, watch: Watch
+    ) -> NoReturn:
+        raise AssertionError("it has no kernels")
+
+    def check_savable(self) -> None:
+        """They always are."""
+
 
 PER_ELEMENT = {1: 2.0, 2: 1.5, 4: 1.1, 8: 1.1}
 """Cost of a stored element by rows per block, where a dense one costs 1: a stand-in for measured time."""

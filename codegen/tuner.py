@@ -12,12 +12,12 @@ from torch import Tensor
 from sparsecomp.codegen.call import Call
 from sparsecomp.codegen.crew import Crew
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.timings import Timings
+from sparsecomp.codegen.timings import Timings, device_of
 from sparsecomp.codegen.tune import BATCH, Search, Share, search_key
 from sparsecomp.codegen.workbench import Bench
 from sparsecomp.layer import Layer
 from sparsecomp.progress import Watch
-from sparsecomp.tuning import Budget, TunedCall, split
+from sparsecomp.tuning import Budget, TunedCall, TuningReport, split
 
 TRIALS_PER_CALL = 8 * BATCH
 """The budget where none is given."""
@@ -130,3 +130,27 @@ class Tuner:
             f"{search}: {kernel}  measured {seconds * 1e3:.3f} ms, "
             f"predicted {predicted * 1e3:.3f} ms ({off:+.0%})"
         )
+
+
+def search_on(
+    benches: Sequence[Bench], layers: Iterable[tuple[Layer, Tensor]], budget: Budget, watch: Watch
+) -> TuningReport:
+    """Search the calls of these layers, given with their matrices, and remember them on disk. All benches are of one
+    kind; they are closed."""
+    timings, machine, threads = Timings.on_disk(), benches[0].machine, benches[0].threads
+    try:
+        searches = searches_of(layers, timings, machine, threads)
+        found = Tuner(searches, list(benches), budget, watch).run()
+    finally:
+        for bench in benches:
+            bench.close()
+    return TuningReport(
+        device=device_of(machine),
+        threads=threads,
+        calls=found.calls,
+        trials=found.trials,
+        seconds=found.seconds,
+        database=str(timings.path or ""),
+        interrupted=found.interrupted,
+        notes=found.notes,
+    )

@@ -40,14 +40,16 @@ def analysis(
 ) -> tuple[Pass, ...]:
     """What is dead and goes; what is left: layers and the structure of their zeros.
 
-    On a GPU the graph around the layers stays as PyTorch has it: nothing is slimmed, no composite is recognised.
+    Where layers stand apart, on a GPU, the graph around them stays as PyTorch has it: nothing is slimmed, no composite
+    is recognised.
     """
-    if target is not None and target.kind == "cuda":
+    traits = (target or Target()).traits
+    if traits.layers_apart:
         return (
             RemoveCopies(),
             ReadParts(),
             FoldConstants(),
-            FindLayers(inputs, skip, target.dtypes),
+            FindLayers(inputs, skip, traits.dtypes),
             MeasureWeights(),
         )
     return (
@@ -57,7 +59,7 @@ def analysis(
         RecogniseComposites(),
         FoldConstants(),
         Slim(inputs, skip),
-        FindLayers(inputs, skip),
+        FindLayers(inputs, skip, traits.dtypes),
         MeasureWeights(),
     )
 
@@ -85,9 +87,9 @@ def rewriting(
 ) -> tuple[Pass, ...]:
     """What is made of it: primitives, fused and grouped into regions. `packed` is kept from one time to the next.
 
-    On a GPU each layer is a region of its own, and what lies between is PyTorch's.
+    Where layers stand apart, on a GPU, each is a region of its own, and what lies between is PyTorch's.
     """
-    if target is not None and target.kind == "cuda":
+    if (target or Target()).traits.layers_apart:
         return (
             RewriteSparse({} if packed is None else packed),
             FuseEpilogues(),

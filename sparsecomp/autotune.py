@@ -86,8 +86,8 @@ def _device(device: object) -> Target | Remote:
         raise InputError(
             f"device {device!r} is not known. Use 'cpu' for this machine, cpu:NAME, or {Remote.FORM}."
         ) from error
-    if target.kind == "reference":
-        raise InputError("device 'reference' has no kernels to tune. Use 'cpu' for this machine.")
+    if not target.traits.kernels:
+        raise InputError(f"device {target.kind!r} has no kernels to tune. Use 'cpu' for this machine.")
     codegen.check_runs_here(target)
     return target
 

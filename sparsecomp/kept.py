@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sparsecomp import artifact
+from sparsecomp import artifact, codegen
 from sparsecomp.capture import COMPILING
 from sparsecomp.drop_in import DropIn
 from sparsecomp.errors import ArtifactError
@@ -111,11 +111,7 @@ class Kept(DropIn):
 
     def _check_savable(self) -> None:
         self._check_whole_graph()
-        if self._compiler.options.target.kind == "cuda":
-            raise ArtifactError(
-                "a module for a GPU has no form in a file yet. Save the model itself, and compile it after loading: what "
-                "was measured is remembered."
-            )
+        codegen.check_savable(self._compiler.options.target)
 
     def _check_whole_graph(self) -> None:
         if self._whole_graph:

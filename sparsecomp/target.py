@@ -11,7 +11,33 @@ import torch
 
 from sparsecomp.errors import InputError
 
-KINDS = ("cpu", "cuda", "reference")
+
+@dataclass(frozen=True)
+class Traits:
+    """What all targets of a kind have in common."""
+
+    backend: str
+    """The class that makes code for it, a `codegen.backend.Backend`, as "module:class"."""
+    one_is: str = "cpu"
+    """The field of `Target` that tells one of the kind from another."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    """Of the layers that are lowered."""
+    layers_apart: bool = False
+    """Whether each layer is a region of its own, and PyTorch's graph lies between them."""
+    kernels: bool = True
+    """Whether it has any, among which measured time decides."""
+
+
+KINDS = {
+    "cpu": Traits("sparsecomp.codegen.cpu.backend:CpuBackend"),
+    "cuda": Traits(
+        "sparsecomp.codegen.cuda.backend:CudaBackend",
+        one_is="arch",
+        dtypes=(torch.float32, torch.float16, torch.bfloat16),
+        layers_apart=True,
+    ),
+    "reference": Traits("sparsecomp.codegen.reference:ReferenceBackend", kernels=False),
+}
 
 
 @dataclass(frozen=True)
@@ -38,14 +64,18 @@ class Target:
             return Target()
         known = isinstance(target, Target | str)
         kind, _, name = target.partition(":") if isinstance(target, str) else ("", "", "")
-        which = {"arch" if kind == "cuda" else "cpu": name} if name else {}
+        which = {KINDS[kind].one_is: name} if name and kind in KINDS else {}
         parsed = target if isinstance(target, Target) else Target(kind, **which)
         if not known or parsed.kind not in KINDS:
             kinds = ", ".join(KINDS)
             raise InputError(
                 f"target {target!r} is not known. Use one of {kinds}, or cpu:NAME, or cuda:ARCHITECTURE."
             )
-        if parsed.arch != "native" and not re.fullmatch(r"sm_\d{2,3}a?", parsed.arch):
+        if (
+            parsed.kind == "cuda"
+            and parsed.arch != "native"
+            and not re.fullmatch(r"sm_\d{2,3}a?", parsed.arch)
+        ):
             raise InputError(
                 f"target {target!r}: {parsed.arch!r} is no architecture of a GPU. Write cuda:sm_90, or cuda for the "
                 "device that is here."
@@ -53,14 +83,11 @@ class Target:
         return parsed
 
     @property
-    def dtypes(self) -> tuple[torch.dtype, ...]:
-        """Of the layers that are lowered."""
-        if self.kind == "cuda":
-            return torch.float32, torch.float16, torch.bfloat16
-        return (torch.float32,)
+    def traits(self) -> Traits:
+        return KINDS[self.kind]
 
     def __str__(self) -> str:
-        name = self.arch if self.kind == "cuda" else self.cpu
+        name: str = getattr(self, self.traits.one_is)
         return self.kind if name == "native" else f"{self.kind}:{name}"
 
 

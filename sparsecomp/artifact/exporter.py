@@ -24,7 +24,8 @@ def export_module(compiled: Kept, folder: Path) -> None:
         ArtifactError: as `SparseModule.export`.
     """
     executable = compiled._variants[0].executable
-    files = codegen.files_for_c(executable.runners[_only_region(executable.graph.graph)])
+    runner = executable.runners[_only_region(executable.graph.graph)]
+    files = codegen.files_for_c(runner, compiled._compiler.options.target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

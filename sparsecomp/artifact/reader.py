@@ -112,7 +112,7 @@ class _Reader:
             if here[what] != there[what]:
                 return f"it is for {there[what]}, this is {here[what]}"
         regions = [region for variant in self.manifest["variants"] for region in variant["regions"].values()]
-        if self.target.kind != "reference" and any(region["code"] is None for region in regions):
+        if self.target.traits.kernels and any(region["code"] is None for region in regions):
             return "it holds none: there was no C compiler where it was written"
         return None
 

@@ -188,12 +188,13 @@ class _Writer:
         }
 
     def _code(self, runner: Any) -> dict[str, str] | None:
-        fingerprint = codegen.fingerprint(runner, self.compiler.options.target)
+        target = self.compiler.options.target
+        fingerprint = codegen.fingerprint(runner, target)
         if fingerprint is None:
             return None
         if fingerprint not in self.fingerprints:
             try:
-                library = codegen.shared_library(runner)
+                library = codegen.shared_library(runner, target)
             except ArtifactError as error:
                 LOG.warning("%s. The file holds none: loading it makes the kernels again", error)
                 return None

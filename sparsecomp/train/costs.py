@@ -47,8 +47,10 @@ def weight_costs(model: nn.Module, args: Sequence[Any], device: str | Target) ->
         times = _remote_seconds(trial, args, device)
         return _relative(analyze(trial, args), lambda layer: times.get(layer.layer.name), device)
     target = Target.parse(device)
-    if target.kind == "reference":
-        raise InputError(f"device 'reference' measures nothing. Use {FLOPS!r}, or 'cpu' for this machine.")
+    if not target.traits.kernels:
+        raise InputError(
+            f"device {target.kind!r} measures nothing. Use {FLOPS!r}, or 'cpu' for this machine."
+        )
     return _relative(compile_sparse(trial, args, target=target).report, _seconds, device)
 
 
