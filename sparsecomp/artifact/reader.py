@@ -89,7 +89,7 @@ class _Reader:
     def __post_init__(self) -> None:
         manifest = self.contents.manifest
         self.manifest = manifest
-        self.target = decode(manifest["target"], Target)
+        self.target = Target.parse(decode(manifest["target"], Target))
         options = manifest["options"]
         self.options = Options(
             self.target,
