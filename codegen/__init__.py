@@ -5,8 +5,9 @@ this package is.
 
 To add a kernel: a file in `codegen/cpu/` with a frozen specification and a function that writes it, a line in
 `compiled_region.RULES`, a test file in `tests/codegen/`. To add an activation: a line in `sparsecomp/epilogue.py` for
-its meaning and one in `cpu/epilogues.py` for its vector form. To add a target: a kind in
-`sparsecomp/target.py`, a branch in `lower` and in `meter`, a folder here.
+its meaning and one in `cpu/epilogues.py` for its vector form. A kernel for GPUs is a file in `codegen/cuda/` with a family,
+and a line in `cuda/families.py`. To add a target: a kind in `sparsecomp/target.py`, a branch in `lower` and in `meter`,
+a folder here.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ if TYPE_CHECKING:
     from sparsecomp.codegen.workbench import Bench
 
 
-def stream_store() -> StreamStore:
+def stream_store(target: Target | None = None) -> StreamStore:
     """An empty store of packed weights, for one compiled model."""
+    if target is not None and target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import gpu_of
+        from sparsecomp.codegen.cuda.weights import GpuStore
+
+        return GpuStore(gpu_of(target))
     from sparsecomp.codegen.stream import StreamStore
 
     return StreamStore()
@@ -47,6 +53,13 @@ def lower(body: Body, target: Target, streams: StreamStore, threads: Callable[[]
         from sparsecomp.codegen.reference import ReferenceRegion
 
         return ReferenceRegion(body, streams)
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import device_for
+        from sparsecomp.codegen.cuda.region import CudaRegion
+        from sparsecomp.codegen.cuda.weights import GpuStore
+
+        assert isinstance(streams, GpuStore)
+        return CudaRegion(body, streams, device_for(target))
     from sparsecomp.codegen.lowered_region import lower_region
     from sparsecomp.codegen.machine import machine_of
 
@@ -57,6 +70,11 @@ def identity(target: Target) -> dict[str, str]:
     """What native code depends on beyond its region: the processor, and the versions of all that makes code."""
     if target.kind == "reference":
         return {"device": "reference", "versions": f"torch {torch.__version__}"}
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import fingerprint as gpu
+        from sparsecomp.codegen.timings import versions as software
+
+        return {"device": gpu(target), "versions": software()}
     from sparsecomp.codegen.machine import machine_of
     from sparsecomp.codegen.timings import device_of, versions
 
@@ -124,6 +142,12 @@ def meter(target: Target, threads: int) -> RepeatableCost:
         from sparsecomp.codegen.reference import StoredCost
 
         return StoredCost()
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import device_for
+        from sparsecomp.codegen.cuda.measure import CudaMeter
+        from sparsecomp.codegen.timings import Timings as Database
+
+        return CudaMeter(target, device_for(target), Database.on_disk())
     from sparsecomp.codegen.measure import Meter
     from sparsecomp.codegen.timings import Timings
 
@@ -151,6 +175,13 @@ def autotune(
     from sparsecomp.codegen.timings import Timings, device_of
     from sparsecomp.codegen.tuner import Tuner, searches_of
 
+    if isinstance(device, Target) and device.kind == "cuda":
+        from sparsecomp.codegen.cuda.measure import CudaMeter
+        from sparsecomp.codegen.cuda.tune import tune
+
+        measuring = meter(device, 0)
+        assert isinstance(measuring, CudaMeter)
+        return tune(layers, measuring, budget, watch)
     watch.stage("looking for devices")
     timings, benches = Timings.on_disk(), _benches(device, threads)
     machine, count = benches[0].machine, benches[0].threads
@@ -188,15 +219,42 @@ def check_runs_here(target: Target) -> None:
     """Raise InputError if code for the target cannot run on this machine."""
     if target.kind == "reference" or target == Target():
         return
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import device_for
+
+        device_for(target)
+        return
     from sparsecomp.codegen.machine import check_host
 
     check_host(target)
+
+
+def tensor_device(target: Target) -> str:
+    """PyTorch's name of the device that the target's tensors are on."""
+    if target.kind != "cuda":
+        return "cpu"
+    from sparsecomp.codegen.cuda.device import device_for
+
+    return device_for(target).kind
+
+
+def finish(target: Target) -> None:
+    """Wait until the target has done all that was asked of it: before the clock is read."""
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import device_for
+
+        device_for(target).finish()
 
 
 def describe(target: Target) -> str:
     """The target as a report names it: "cpu znver4 (16 lanes)"."""
     if target.kind == "reference":
         return "reference (plain PyTorch)"
+    if target.kind == "cuda":
+        from sparsecomp.codegen.cuda.device import gpu_of
+
+        gpu = gpu_of(target)
+        return f"cuda {gpu.name or 'GPU'} ({gpu.arch}, {gpu.multiprocessors} multiprocessors)"
     from sparsecomp.codegen.machine import machine_of
 
     return f"{target.kind} {machine_of(target)}"

@@ -38,6 +38,7 @@ from sparsecomp.region import (
     Enter,
     Exit,
     FewTokens,
+    OnGpu,
     Region,
     Rows,
     Schedule,
@@ -132,6 +133,7 @@ def _rows(call: Rows, region: Region, machine: Machine) -> RowsKernel | BitmapRo
         return BitmapRows(*call.shape, call.epilogue, dense, few.in_place, few.ahead)
     if isinstance(call.schedule, Depthwise):
         return _reduction("weighted", call.taps, 1.0, call, region, machine)
+    assert isinstance(call.schedule, Schedule)
     return RowsKernel(
         groups=call.groups,
         columns=call.kept,
@@ -332,6 +334,8 @@ def order_arguments(
             return [x, y, mask, weight[1], *operands]
         case Schedule():
             return [*weight, x, y, mask, *operands]
+        case OnGpu():
+            raise AssertionError("a kernel for GPUs is in no list of calls")
 
 
 def _apply_arguments(call: Apply, frame: Frame) -> list[Address]:

@@ -22,7 +22,7 @@ from sparsecomp.codegen.timings import Record
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Depthwise, FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import Depthwise, FewTokens, OnGpu, RowsKernelChoice, Schedule
 
 Work = Mapping[str, float]
 """Amount of each kind of work."""
@@ -57,6 +57,8 @@ def work_of(
             return _few_tokens(layer, entries, how, how.schedule, machine)
         case Depthwise():
             return _depthwise(layer, geometry, machine)
+        case OnGpu():
+            raise AssertionError("what a GPU takes is not predicted")
         case _:
             return _gathered(layer, geometry, lengths, how.pattern, how.schedule, machine)
 

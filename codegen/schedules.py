@@ -11,7 +11,7 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import IN_PLACE, RowBlocks
-from sparsecomp.region import FEW_TOKENS, AnySchedule, Depthwise, FewTokens, Schedule
+from sparsecomp.region import FEW_TOKENS, ON_GPU, AnySchedule, Depthwise, FewTokens, OnGpu, Schedule
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
@@ -160,6 +160,8 @@ def parse_schedule(text: str) -> AnySchedule:
             return FewTokens(int(text.removeprefix(kind)), in_place)
     if text == "depthwise":
         return Depthwise()
+    if text.startswith(ON_GPU) and text != ON_GPU:
+        return OnGpu(text.removeprefix(ON_GPU))
     found = re.fullmatch(r"V([1-9]\d?) K([1-9]\d*)(?: P(\d+))?", text)
     if not found:
         raise ValueError(f"{text!r} is no schedule")

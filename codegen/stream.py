@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +57,9 @@ class Stream:
             return self.index, self.order, self.data, self.balance
         return self.index, self.data, self.balance, self.order
 
+    dtype: ClassVar[torch.dtype] = torch.float32
+    """Of the weight."""
+
     @property
     def nbytes(self) -> int:
         """Values, offsets and pointers; also of values that lie with the model."""
@@ -98,6 +102,7 @@ def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: 
         nothing = torch.empty(0, dtype=torch.int32)
         weights = unpack(packed).flatten()
         return Stream(layer, geometry, packed.pattern, schedule, nothing, weights, nothing, nothing)
+    assert isinstance(schedule, Schedule)
     if not fits(layer, geometry):
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
@@ -160,6 +165,7 @@ def read_stream(stream: Stream) -> Tensor:
         return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
     if isinstance(stream.schedule, Depthwise):
         return stream.data.reshape(layer.rows, layer.columns)
+    assert isinstance(stream.schedule, Schedule)
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
         columns = _columns_of(stream.index, table[0])
@@ -226,7 +232,7 @@ class StreamStore:
         with self._lock:
             if key not in self._streams:
                 packed = packed or pack(layer.matrix(self.weight(layer.weight)), how.pattern, layer.groups)
-                made = make_stream(packed, layer, geometry, how.schedule)
+                made = self._make(packed, layer, geometry, how)
                 self._streams = {**self._streams, key: made}  # a new dictionary: readers take no lock
             return self._streams[key]
 
@@ -244,7 +250,13 @@ class StreamStore:
     def weight(self, name: str) -> Tensor:
         """The parameter as the model stores it, unpacked exactly."""
         stream = self.of_weight(name)[0]
-        return stream.layer.stored(read_stream(stream))
+        return stream.layer.stored(self._read(stream))
+
+    def _make(self, packed: PackedRows, layer: Layer, geometry: Geometry, how: RowsKernelChoice) -> Stream:
+        return make_stream(packed, layer, geometry, how.schedule)
+
+    def _read(self, stream: Stream) -> Tensor:
+        return read_stream(stream)
 
     def nbytes_of(self, name: str) -> int:
         return sum(stream.nbytes for stream in self.of_weight(name))

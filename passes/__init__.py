@@ -32,10 +32,24 @@ from sparsecomp.passes.rewrite_sparse import Packed, RewriteSparse
 from sparsecomp.passes.settle_masks import SettleMasks
 from sparsecomp.passes.slim import Slim
 from sparsecomp.pipeline import Pass
+from sparsecomp.target import Target
 
 
-def analysis(inputs: tuple[Tensor, ...], skip: tuple[str, ...] = ()) -> tuple[Pass, ...]:
-    """What is dead and goes; what is left: layers and the structure of their zeros."""
+def analysis(
+    inputs: tuple[Tensor, ...], skip: tuple[str, ...] = (), target: Target | None = None
+) -> tuple[Pass, ...]:
+    """What is dead and goes; what is left: layers and the structure of their zeros.
+
+    On a GPU the graph around the layers stays as PyTorch has it: nothing is slimmed, no composite is recognised.
+    """
+    if target is not None and target.kind == "cuda":
+        return (
+            RemoveCopies(),
+            ReadParts(),
+            FoldConstants(),
+            FindLayers(inputs, skip, target.dtypes),
+            MeasureWeights(),
+        )
     return (
         RemoveCopies(),
         ReadParts(),
@@ -63,8 +77,22 @@ def keeping(settled: Mapping[Layer, Choice]) -> tuple[Pass, ...]:
     return (KeepChoices(settled),)
 
 
-def rewriting(prefix: str, inputs: tuple[Tensor, ...], packed: Packed | None = None) -> tuple[Pass, ...]:
-    """What is made of it: primitives, fused and grouped into regions. `packed` is kept from one time to the next."""
+def rewriting(
+    prefix: str,
+    inputs: tuple[Tensor, ...],
+    packed: Packed | None = None,
+    target: Target | None = None,
+) -> tuple[Pass, ...]:
+    """What is made of it: primitives, fused and grouped into regions. `packed` is kept from one time to the next.
+
+    On a GPU each layer is a region of its own, and what lies between is PyTorch's.
+    """
+    if target is not None and target.kind == "cuda":
+        return (
+            RewriteSparse({} if packed is None else packed),
+            FuseEpilogues(),
+            OutlineRegions(prefix, apart=True),
+        )
     return (
         RewriteSparse({} if packed is None else packed),
         KeepTokenShape(),

@@ -175,6 +175,8 @@ class FindLayers:
     inputs: tuple[Tensor, ...]
     skip: tuple[str, ...] = ()
     """Names of layers, or prefixes of them, that stay with PyTorch."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    """Of the layers that there are kernels for."""
 
     def __call__(self, program: Program) -> Program:
         found: dict[str, tuple[Weight, dict[str, Any]]] = {}
@@ -212,8 +214,10 @@ class FindLayers:
         name, value = _module_path(weight.name), activation(node).meta["val"]
         if any(name == prefix or name.startswith(f"{prefix}.") for prefix in self.skip):
             return "skipped on request"
-        if weight.value.dtype != torch.float32 or value.dtype != torch.float32:
-            return f"{str(value.dtype).removeprefix('torch.')}: only float32 is lowered"
+        if weight.value.dtype not in self.dtypes or value.dtype != weight.value.dtype:
+            *others, last = (str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            lowered = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+            return f"{str(value.dtype).removeprefix('torch.')}: only {lowered} lowered"
         if weight.value.numel() == 0:
             return "the weight is empty"
         if any(not isinstance(extent, int) for extent in _image(node, value)):

@@ -84,7 +84,7 @@ def _binary(step: str, vector_step: str) -> Rule:
             return None
         other, y = others[0], primitive.meta["val"]
         value = other.meta.get("val")
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+        if not isinstance(value, Tensor) or value.dtype != primitive.meta["val"].dtype:
             return None
         constant = constant_tensor(graph, other)
         if constant is not None:
@@ -108,7 +108,7 @@ def _same_shape(left: Sequence[Any], right: Sequence[Any]) -> bool:
 def _per_channel(constant: Tensor, y: Tensor, channel: int) -> Tensor | None:
     """The constant as a vector over y's channels, if it broadcasts over y as one."""
     extents = [1] * (y.dim() - constant.dim()) + list(constant.shape)
-    if constant.dim() > y.dim() or constant.dtype != torch.float32:
+    if constant.dim() > y.dim() or constant.dtype != y.dtype:
         return None
     expected = [1] * y.dim()
     expected[channel] = int(y.shape[channel])

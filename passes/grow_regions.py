@@ -35,8 +35,11 @@ class _Groups:
         return self.members[self.of[node]] if node in self.of else [node]
 
 
-def group_members(program: Program) -> list[list[str]]:
-    """Call sites of each region, in the graph's order. A region has at least one primitive."""
+def group_members(program: Program, apart: bool = False) -> list[list[str]]:
+    """Call sites of each region, in the graph's order. A region has at least one primitive, and if they are to be
+    `apart` no more than one."""
+    if apart:
+        return [[node.name] for node in program.graph.graph.nodes if node.target in PRIMITIVES]
     groups = _Groups(program)
     for node in program.graph.graph.nodes:
         if node.target in PRIMITIVES or node.name in program.works:

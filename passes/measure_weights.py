@@ -40,7 +40,7 @@ def measure_weight(name: str, weight: Tensor) -> Facts:
     Zeros are exact zeros, of either sign; the dtype does not matter.
     """
     shape = tuple(weight.shape)
-    used = (weight != 0).reshape(shape[0], -1)
+    used = (weight != 0).cpu().reshape(shape[0], -1)
     rows, columns = used.shape
     counts = _count_blocks(used)
     row_lengths = counts[1, _LARGEST].sum(dim=1)[:rows]

@@ -31,9 +31,11 @@ class OutlineRegions:
     name: ClassVar[str] = "outline-regions"
     prefix: str = "region"
     """Names of regions are unique in a process: this, and a number."""
+    apart: bool = False
+    """Whether each primitive is a region of its own."""
 
     def __call__(self, program: Program) -> Program:
-        groups = group_members(program)
+        groups = group_members(program, self.apart)
         if not groups:
             return program
         graph = program.edit()

@@ -42,7 +42,7 @@ def autotune(
         model: As for `compile_sparse`, or a module that it returned.
         example_inputs: Positional arguments of its forward; not needed for a compiled module.
         example_kwargs: Keyword arguments of its forward.
-        device: Where kernels run: "cpu" (this machine, the default), "cpu:NAME", or, for devices behind TVM's
+        device: Where kernels run: "cpu" (this machine, the default), "cpu:NAME", "cuda" (its GPU), or, for devices behind TVM's
             RPC tracker, "rpc://host:port/key": every server of that key works at once, and one that is lost
             costs no more than the race it was running.
         threads: Number of threads, for which times hold; by default `torch.get_num_threads()`, or what a remote
@@ -57,7 +57,7 @@ def autotune(
     """
     budget = _budget(seconds, trials)
     target = _device(device)
-    layers = _layers(model, example_inputs, example_kwargs)
+    layers = _layers(model, example_inputs, example_kwargs, target)
     count = positive(threads) or _threads_of(model, target)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), watching(verbose) as watch:
         return codegen.autotune(layers, target, count, budget, watch)
@@ -96,6 +96,7 @@ def _layers(
     model: nn.Module | ExportedProgram,
     example_inputs: Sequence[Any] | None,
     example_kwargs: Mapping[str, Any] | None,
+    device: Target | Remote,
 ) -> Iterable[tuple[Layer, Tensor]]:
     """Every layer that a kernel could stand for, with its weight as a matrix."""
     if isinstance(model, SparseModule):
@@ -110,7 +111,8 @@ def _layers(
             "autotune needs example inputs: pass example_inputs=(x, ...) or example_kwargs={...}, "
             "or a compiled module."
         )
-    program, *_ = analysed(model_of(model), args, kwargs)
+    target = device if isinstance(device, Target) else Target()
+    program, *_ = analysed(model_of(model, codegen.tensor_device(target)), args, kwargs, target=target)
     return [(layer, program.weight(site)) for site, layer in program.layers.items()]
 
 

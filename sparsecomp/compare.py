@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,6 +11,14 @@ from torch.utils import _pytree as pytree
 
 TOLERANCE = 1e-4
 """Largest relative error at which compiled outputs are accepted."""
+HALF_TOLERANCE = 1e-2
+"""The same, where weights are float16 or bfloat16."""
+
+
+def tolerance(dtypes: Iterable[torch.dtype]) -> float:
+    """Of outputs that depend on weights of these dtypes."""
+    halves = (torch.float16, torch.bfloat16)
+    return HALF_TOLERANCE if any(dtype in halves for dtype in dtypes) else TOLERANCE
 
 
 def relative_error(actual: Any, expected: Any) -> float:

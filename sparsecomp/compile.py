@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from sparsecomp import codegen
 from sparsecomp.choice import Choice
+from sparsecomp.compare import tolerance
 from sparsecomp.cost import Cost, RegionTimes, Rivals
 from sparsecomp.cut_weight import CutWeight, cut_weight, whole_of
 from sparsecomp.errors import InputError
@@ -88,7 +89,7 @@ class Compiler:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.streams = codegen.stream_store()
+        self.streams = codegen.stream_store(options.target)
         self.cuts: dict[str, CutWeight] = {}
         """Whole parameter -> what of it is packed, where slimming left only a part."""
         self._whole: dict[str, Tensor] = {}
@@ -103,7 +104,7 @@ class Compiler:
         """
         options = self.options
         watch.stage("finding layers")
-        program, found = run(analysis(inputs, options.skip), Program(graph))
+        program, found = run(analysis(inputs, options.skip, options.target), Program(graph))
         _check_finite(program)
         if self.settled is not None:
             rewritten, steps = self._rewrite(keeping(self.settled), program, inputs, {}, watch)
@@ -158,6 +159,11 @@ class Compiler:
         return self.streams.nbytes_of(name) + rest
 
     @property
+    def tolerance(self) -> float:
+        """How far outputs may be from the model's."""
+        return tolerance(stream.dtype for stream, _ in self.streams.entries())
+
+    @property
     def packed(self) -> set[str]:
         """Parameters that are held packed, in whole or in part, by their names in the model."""
         parts = {cut.part: name for name, cut in self.cuts.items()}
@@ -173,7 +179,8 @@ class Compiler:
     ) -> tuple[Program, list[Step]]:
         chosen, chose = run(passes, program)
         watch.stage("rewriting")
-        rewritten, rewrote = run(rewriting(f"model{next(_NUMBERS)}/region", inputs, packed), chosen)
+        prefix = f"model{next(_NUMBERS)}/region"
+        rewritten, rewrote = run(rewriting(prefix, inputs, packed, self.options.target), chosen)
         return rewritten, [*chose, *rewrote]
 
     def _runner(self, body: Body) -> Runner:
@@ -194,7 +201,8 @@ class Compiler:
             def prepare(name: str = name, body: Body = body) -> Rivals:
                 runners[name] = self._runner(body)
                 weights = {op.site: dense.weight(op.site) for op in body.section.layers}
-                inputs = [torch.randn(shape) for shape in body.section.input_shapes]
+                like = next(iter(weights.values()))
+                inputs = [torch.randn(shape).to(like) for shape in body.section.input_shapes]
                 pytorch = partial(
                     run_section, body.section, lambda op: weights[op.site], body.vectors, inputs
                 )

@@ -46,13 +46,13 @@ def compile_sparse(
     taken and the report says why. Nothing is pruned.
 
     Args:
-        model: In evaluation mode, its parameters on the CPU. A plain module, a GraphModule from
+        model: In evaluation mode, its parameters on the CPU or, for a GPU, on that. A plain module, a GraphModule from
             `torch.fx.symbolic_trace`, or an ExportedProgram.
         example_inputs: Positional arguments of its forward. Without these and `example_kwargs` the model is
             compiled at its first call. Times are measured on them.
         example_kwargs: Keyword arguments of its forward.
-        target: What code is for: "cpu" (this machine, the default), "cpu:NAME", "reference" (plain PyTorch),
-            or a `Target`.
+        target: What code is for: "cpu" (this machine, the default), "cpu:NAME", "cuda" (PyTorch's current GPU),
+            "reference" (plain PyTorch), or a `Target`.
         dynamic_shapes: As for `torch.export.export`. Default: dimension 0 of every tensor is the batch and
             may change; other new shapes compile another graph, on the same weights, when they are met.
         threads: Number of threads; by default `torch.get_num_threads()`, asked at every call.
@@ -64,11 +64,10 @@ def compile_sparse(
         InputError: the model or the inputs cannot be used; the message says why and what to do.
     """
     args, kwargs = example_call(model, example_inputs, example_kwargs)
-    module = model_of(model)
-    options = Options(
-        Target.parse(target), positive(threads), _names(module, skip), _speedup(min_speedup), verbose
-    )
-    codegen.check_runs_here(options.target)
+    parsed = Target.parse(target)
+    codegen.check_runs_here(parsed)
+    module = model_of(model, codegen.tensor_device(parsed))
+    options = Options(parsed, positive(threads), _names(module, skip), _speedup(min_speedup), verbose)
     if isinstance(dynamic_shapes, str) or not isinstance(dynamic_shapes, Mapping | Sequence | NoneType):
         raise InputError("dynamic_shapes must be a mapping, tuple or list, as torch.export.export takes it.")
     compiled = SparseModule(module, options, dynamic_shapes)
@@ -110,7 +109,11 @@ def analyze(
 
 
 def analysed(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], skip: tuple[str, ...] = ()
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    skip: tuple[str, ...] = (),
+    target: Target | None = None,
 ) -> tuple[Program, list[Step], tuple[str, ...]]:
     """The program with its layers found, of the graph or, where that cannot be captured, of the layers alone;
     the passes' steps; and a note if it was so."""
@@ -124,7 +127,7 @@ def analysed(
             recorded = record_inputs(module, *copied_call(args, kwargs))
             graph, inputs = layers_graph(module, recorded), tuple(recorded.values())
             notes = (f"the graph was not captured: {error}",)
-        program, steps = run(analysis(inputs, skip), Program(graph))
+        program, steps = run(analysis(inputs, skip, target), Program(graph))
     return program, steps, notes
 
 
@@ -151,20 +154,20 @@ def example_call(
     return tuple(example_inputs or ()), dict(example_kwargs or {})
 
 
-def model_of(model: object) -> nn.Module:
-    """What is compiled.
+def model_of(model: object, device: str = "cpu") -> nn.Module:
+    """What is compiled, on a kind of device.
 
     Raises:
         InputError: it cannot be.
     """
     if isinstance(model, ExportedProgram):
         return model.module()
-    _check_model(model)
+    _check_model(model, device)
     assert isinstance(model, nn.Module)
     return plain(model)
 
 
-def _check_model(model: object) -> None:
+def _check_model(model: object, device: str) -> None:
     if isinstance(model, SparseModule):
         raise InputError("the model is compiled already.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -183,10 +186,11 @@ def _check_model(model: object) -> None:
     if compiled is not None:
         raise InputError(f"submodule {compiled!r} is compiled already: compile the model it was made from.")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if parameter.device.type != "cpu":
-            advice = "give it data" if parameter.device.type == "meta" else "call model.cpu()"
+        if parameter.device.type != device:
+            advice = "give it data" if parameter.device.type == "meta" else f"call model.{device}()"
+            where = "the CPU" if device == "cpu" else "a GPU"
             raise InputError(
-                f"parameter {name!r} is on {parameter.device}, the target is the CPU: {advice} first."
+                f"parameter {name!r} is on {parameter.device}, the target is {where}: {advice} first."
             )
 
 

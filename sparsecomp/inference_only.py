@@ -15,6 +15,9 @@ class InferenceOnly(nn.Module):
     """Training, moving, converting and loading raise InferenceOnlyError; asking for what is the case
     already, `eval()` or `to("cpu")` say, changes nothing and is allowed."""
 
+    _device: str = "cpu"
+    """PyTorch's name of the kind of device that the module is for."""
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._load_from_state_dict()
 
@@ -39,7 +42,7 @@ class InferenceOnly(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        if (device is None or device.type == "cpu") and dtype in (None, torch.float32):
+        if (device is None or device.type == self._device) and dtype in (None, torch.float32):
             return self
         raise InferenceOnlyError(
             f"a compiled module stays what it was compiled for, not {device or dtype}: "
@@ -48,7 +51,7 @@ class InferenceOnly(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `float()`, `cpu()`, `half()` and the like do to each tensor: nothing, or what cannot be done."""
-        probe = torch.zeros(1)
+        probe = torch.zeros(1, device=self._device)
         try:
             made = fn(probe)
         except (AssertionError, RuntimeError):  # a device that is not here

@@ -58,7 +58,7 @@ class Kept(DropIn):
         from sparsecomp.artifact.general import general_graph
 
         with COMPILING, self._lock:
-            self._check_whole_graph()
+            self._check_savable()
             artifact.save_module(self, path, general_graph(self))
 
     def export(self, folder: str | os.PathLike[str]) -> None:
@@ -73,14 +73,14 @@ class Kept(DropIn):
         from sparsecomp.artifact.exporter import export_module
 
         with COMPILING, self._lock:
-            self._check_whole_graph()
+            self._check_savable()
             export_module(self, Path(folder))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are what `save` would write, with the graphs there are: like `sparsecomp.load` they
         keep calls, weights and the report, and not the Python class."""
         with COMPILING, self._lock:
-            self._check_whole_graph()
+            self._check_savable()
             return revived, (artifact.module_bytes(self),)
 
     def update_weights(self, model: nn.Module) -> None:
@@ -108,6 +108,14 @@ class Kept(DropIn):
     @property
     def _whole_graph(self) -> bool:
         return self._ready and bool(self._variants)
+
+    def _check_savable(self) -> None:
+        self._check_whole_graph()
+        if self._compiler.options.target.kind == "cuda":
+            raise ArtifactError(
+                "a module for a GPU has no form in a file yet. Save the model itself, and compile it after loading: what "
+                "was measured is remembered."
+            )
 
     def _check_whole_graph(self) -> None:
         if self._whole_graph:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sparsecomp.codegen import lower
+from sparsecomp.codegen import lower, tensor_device
 from sparsecomp.codegen.stream import StreamStore
-from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.compare import relative_error, tolerance
 from sparsecomp.inference_only import without_backward
 from sparsecomp.layer import Layer
 from sparsecomp.passes.find_layers import padding_sides
@@ -149,6 +149,8 @@ class SwappedForward:
 
     def __init__(self, swap: Swap, module: Any) -> None:
         self.swap, self.module = swap, module
+        self.dtype = swap.streams.of_weight(swap.layer.weight)[0].dtype
+        self.device = tensor_device(swap.target)
         self.bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
         self._runners: dict[tuple[int, ...], Runner | None] = {}
         self._lock = threading.Lock()
@@ -167,9 +169,9 @@ class SwappedForward:
         layer = self.swap.layer
         if x.is_nested or x.layout is not torch.strided:
             return False
-        if x.dtype != torch.float32 or x.device.type != "cpu" or x.numel() == 0:
+        if x.dtype != self.dtype or x.device.type != self.device or x.numel() == 0:
             return False
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(self.device):
             return False  # what runs in which type is PyTorch's to say
         if layer.op == "linear":
             return x.dim() > 0 and x.shape[-1] == layer.columns
@@ -204,9 +206,10 @@ class SwappedForward:
     def _checked(self, runner: Runner, shape: tuple[int, ...]) -> Runner | None:
         """The runner, if it gives what the module gives."""
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # the user's is not touched
+        x = x.to(self.device, self.dtype)
         (y,) = runner.run([x])
         expected = self._dense(x.squeeze(2) if self.swap.layer.op == "conv1d" else x)
-        if relative_error(y.reshape(expected.shape), expected) <= TOLERANCE:
+        if relative_error(y.reshape(expected.shape), expected) <= tolerance([self.dtype]):
             return runner
         LOG.warning("layer %s gives other numbers as a kernel: PyTorch runs it", self.swap.layer.name)
         self.swap.streams.drop(runner.streams)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from sparsecomp import codegen, debug, heap
 from sparsecomp.capture import COMPILING, capture
-from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.compare import relative_error
 from sparsecomp.compile import Compiler, Options
 from sparsecomp.errors import CaptureError, InputError
 from sparsecomp.example import Trial, adopt_attributes, copied_call, run_example, seeded, unchanged
@@ -66,6 +66,8 @@ class SparseModule(Kept):
         self._options = options
         self._dynamic_shapes = dynamic_shapes
         self._compiler = Compiler(options)
+        self._device = codegen.tensor_device(options.target)
+        self._finish = partial(codegen.finish, options.target)
         self._skeleton = Skeleton(model)
         self._variants, self._uncapturable = [], set()
         self._routes = Routes()
@@ -146,7 +148,7 @@ class SparseModule(Kept):
         error = relative_error(seeded(lambda: variant.run(inputs)), trial.expected)
         self._variants.append(variant)
         eager, compiled = alternating_seconds(
-            lambda: trial.model(*args, **kwargs), lambda: self._dispatch(args, kwargs)
+            lambda: trial.model(*args, **kwargs), lambda: self._dispatch(args, kwargs), finish=self._finish
         )
         report = replace(report, eager_seconds=eager, compiled_seconds=compiled)
         note = self._refused(error, eager, compiled)
@@ -157,7 +159,7 @@ class SparseModule(Kept):
 
     def _refused(self, error: float, eager: float, compiled: float) -> str:
         """Why PyTorch runs the model after all, if it does."""
-        if error > TOLERANCE:
+        if error > self._compiler.tolerance:
             return f"outputs differ by {error:.1e} of the largest: PyTorch runs the model"
         if compiled * self._options.min_speedup > eager and self._options.target.kind != "reference":
             times = f"{compiled * 1e3:.2f} ms against {eager * 1e3:.2f}"
@@ -209,7 +211,8 @@ class SparseModule(Kept):
         with unchanged(self._eager):
             error = relative_error(trial.run(self._eager), trial.expected)
         with self._skeleton.filled(self._weight) as model:
-            eager, compiled = alternating_seconds(lambda: trial.run(model), lambda: trial.run(self._eager))
+            runs = (lambda: trial.run(model)), (lambda: trial.run(self._eager))
+            eager, compiled = alternating_seconds(*runs, finish=self._finish)
         self._report = replace(self._report, eager_seconds=eager, compiled_seconds=compiled)
         note = self._refused(error, eager, compiled)
         if note:
@@ -221,7 +224,7 @@ class SparseModule(Kept):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         known = self._routes.find(args, kwargs) if self._ready else None
-        if known is not None and not torch.is_autocast_enabled("cpu"):
+        if known is not None and not torch.is_autocast_enabled(self._device):
             return known[0].run(known[1])
         if not torch.is_grad_enabled():
             return self._run(args, kwargs)
@@ -239,7 +242,7 @@ class SparseModule(Kept):
         return self._dispatch(args, kwargs)
 
     def _dispatch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.is_autocast_enabled("cpu"):
+        if torch.is_autocast_enabled(self._device):
             return self._run_dense(args, kwargs)  # what runs in which type is PyTorch's to say
         if not self._variants:
             return self._eager(*args, **kwargs)
@@ -297,7 +300,7 @@ class SparseModule(Kept):
         if dense:
             raise CaptureError(f"for these inputs {dense[0]!r} would be needed dense")
         error = relative_error(seeded(lambda: variant.run(captured.flatten(args, kwargs))), expected)
-        if error > TOLERANCE:
+        if error > self._compiler.tolerance:
             raise CaptureError(f"the graph's outputs differ by {error:.1e} of the largest")
         self._note(f"compiled once more: {refused}")
         self._recount()

@@ -13,7 +13,7 @@ from sparsecomp.artifact.general import stand_in_call
 from sparsecomp.artifact.writer import named_tensors
 from sparsecomp.capture import capture
 from sparsecomp.choice import Choice
-from sparsecomp.compare import TOLERANCE, relative_error
+from sparsecomp.compare import relative_error
 from sparsecomp.compile import Compiler, converted
 from sparsecomp.contract import Capture
 from sparsecomp.errors import InputError
@@ -43,7 +43,7 @@ def new_values(compiled: Kept, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
             "only a module that runs as a whole graph takes new weights: compile the new model instead."
         )
     skeleton = compiled._skeleton
-    given = Skeleton(model_of(model)).module
+    given = Skeleton(model_of(model, compiled._device)).module
     hollow = {id(tensor): name for name, tensor in skeleton.hollows.items()}
     values: list[tuple[Tensor, Tensor]] = []
     for path, old in _tensors(skeleton.module, skeleton.hollows):
@@ -148,6 +148,6 @@ def _with(compiler: Compiler, captured: Capture) -> Variant:
     error = relative_error(
         seeded(lambda: executable.call(*inputs)), seeded(lambda: tuple(captured.graph(*inputs)))
     )
-    if error > TOLERANCE:
+    if error > compiler.tolerance:
         raise InputError(f"with the new weights the outputs differ by {error:.1e}: compile the new model.")
     return Variant(captured, executable)

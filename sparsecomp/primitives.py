@@ -87,8 +87,9 @@ _LIBRARY.define(
     f"rows_conv2d(Tensor x, {_WEIGHT}, str epilogue, Tensor[] operands, "
     "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
 )
-_LIBRARY.impl("rows_linear", rows_linear, "CPU")
-_LIBRARY.impl("rows_conv2d", rows_conv2d, "CPU")
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("rows_linear", rows_linear, _device)
+    _LIBRARY.impl("rows_conv2d", rows_conv2d, _device)
 
 
 @torch.library.register_fake("sparsecomp::rows_linear")
@@ -242,7 +243,8 @@ def _runner(name: str) -> Runner:
     return runner
 
 
-_LIBRARY.impl("region", _region, "CPU")
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("region", _region, _device)
 
 
 @torch.library.register_fake("sparsecomp::region")

@@ -11,7 +11,8 @@ differs, their weights, is bound to it afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from sparsecomp.epilogue import STEPS, split_steps
 from sparsecomp.geometry import Geometry, Planes, TokenRows, Tokens
@@ -59,7 +60,21 @@ class Depthwise:
         return "depthwise"
 
 
-AnySchedule = Schedule | FewTokens | Depthwise
+@dataclass(frozen=True)
+class OnGpu:
+    """A kernel for a GPU: it takes the layer alone, with tensors as PyTorch has them."""
+
+    label: str
+    """Tells it from all others that there are for the layer."""
+    kernel: Any = field(default=None, compare=False, repr=False)
+    """What it is, where it was made for this very layer; None where only its label was kept."""
+
+    def __str__(self) -> str:
+        return f"{ON_GPU}{self.label}"
+
+
+ON_GPU = "GPU "
+AnySchedule = Schedule | FewTokens | Depthwise | OnGpu
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ class RowsKernelChoice:
         return isinstance(self.schedule, FewTokens)
 
     def __str__(self) -> str:
+        if isinstance(self.schedule, OnGpu):
+            return self.schedule.label
         return f"{self.pattern} [{self.schedule}]"
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
+import torch
+
 from sparsecomp.errors import InputError
 
-KINDS = ("cpu", "reference")
+KINDS = ("cpu", "cuda", "reference")
 
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of device and, for a CPU, which one.
+    """A kind of device and which one.
 
-    "cpu" generates kernels with TVM. "reference" runs the primitives as plain PyTorch: it needs no TVM and
+    "cpu" and "cuda" (NVIDIA GPUs) generate kernels with TVM. "reference" runs the primitives as plain PyTorch: it needs no TVM and
     no kernel, measures nothing, and is what every other target is compared with.
     """
 
@@ -24,21 +27,41 @@ class Target:
     """LLVM's name of the processor, `znver4`, `x86-64-v3`, `neoverse-v1`; "native" is this host."""
     triple: str = ""
     """LLVM triple for cross-compilation, `aarch64-linux-gnu`; "" is this host's."""
+    arch: str = "native"
+    """CUDA's name of the GPU's architecture, `sm_90`; "native" is that of PyTorch's current device."""
 
     @staticmethod
     def parse(target: str | Target | None) -> Target:
-        """None or "cpu" is this host; "cpu:NAME" another processor of its kind; "reference" plain PyTorch."""
+        """None or "cpu" is this host, "cpu:NAME" another processor of its kind; "cuda" is PyTorch's current GPU,
+        "cuda:sm_90" one of that architecture; "reference" is plain PyTorch."""
         if target is None:
             return Target()
         known = isinstance(target, Target | str)
-        kind, _, cpu = target.partition(":") if isinstance(target, str) else ("", "", "")
-        parsed = target if isinstance(target, Target) else Target(kind, cpu or "native")
+        kind, _, name = target.partition(":") if isinstance(target, str) else ("", "", "")
+        which = {"arch" if kind == "cuda" else "cpu": name} if name else {}
+        parsed = target if isinstance(target, Target) else Target(kind, **which)
         if not known or parsed.kind not in KINDS:
-            raise InputError(f"target {target!r} is not known. Use one of {', '.join(KINDS)}, or cpu:NAME.")
+            kinds = ", ".join(KINDS)
+            raise InputError(
+                f"target {target!r} is not known. Use one of {kinds}, or cpu:NAME, or cuda:ARCHITECTURE."
+            )
+        if parsed.arch != "native" and not re.fullmatch(r"sm_\d{2,3}a?", parsed.arch):
+            raise InputError(
+                f"target {target!r}: {parsed.arch!r} is no architecture of a GPU. Write cuda:sm_90, or cuda for the "
+                "device that is here."
+            )
         return parsed
 
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of the layers that are lowered."""
+        if self.kind == "cuda":
+            return torch.float32, torch.float16, torch.bfloat16
+        return (torch.float32,)
+
     def __str__(self) -> str:
-        return self.kind if self.cpu == "native" else f"{self.kind}:{self.cpu}"
+        name = self.arch if self.kind == "cuda" else self.cpu
+        return self.kind if name == "native" else f"{self.kind}:{name}"
 
 
 @dataclass(frozen=True)

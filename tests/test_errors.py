@@ -224,7 +224,7 @@ def test_analyze_without_inputs(net: Net) -> None:
 # Options -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["tpu", "cuda", "", 3, torch.device("cpu")])
+@pytest.mark.parametrize("target", ["tpu", "gpu", "", 3, torch.device("cpu")])
 def test_a_target_that_is_not_known(net: Net, target: Any) -> None:
     says(message(lambda: compiled(net, target=target)), str(target), "cpu", "reference")
 

@@ -22,6 +22,7 @@ def devices(threads: Threads = None, as_json: Json = False, quiet: Quiet = False
     facts = [
         f"processor    {host['processor']} ({host['llvm_name']})",
         f"vectors      {host['lanes']} float32 lanes, {host['registers']} registers",
+        f"GPUs         {', '.join(host['gpus']) or 'none that PyTorch sees'}",
         f"threads      {host['threads']} in use, {host['cores']} cores usable",
         f"cache        {host['cache']}",
         "software     " + ", ".join(f"{name} {number}" for name, number in host["versions"].items()),
@@ -56,11 +57,20 @@ def this_host() -> dict[str, Any]:
         "llvm_name": machine.cpu,
         "lanes": machine.lanes,
         "registers": machine.registers,
+        "gpus": gpus(),
         "threads": torch.get_num_threads(),
         "cores": usable_cores(),
         "cache": str(cache_folder()),
         "versions": versions_of(PACKAGES),
     }
+
+
+def gpus() -> list[str]:
+    """PyTorch's CUDA devices: "NVIDIA H200 (sm_90, 132 multiprocessors)"."""
+    if not torch.cuda.is_available():
+        return []
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [f"{p.name} (sm_{p.major}{p.minor}, {p.multi_processor_count} multiprocessors)" for p in found]
 
 
 def measured() -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ CodeTarget = Annotated[
         "--target",
         parser=_target,
         metavar="TARGET",
-        help="What code is for: cpu (this machine, the default), cpu:NAME, or reference (plain PyTorch).",
+        help="What code is for: cpu (this machine, the default), cpu:NAME, cuda (its NVIDIA GPU), or reference (plain PyTorch).",
         show_default=False,
     ),
 ]

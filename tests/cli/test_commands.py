@@ -248,7 +248,7 @@ def test_devices_describes_this_host() -> None:
         (("analyze", SMALL, "--input", "5"), "'5' is no input: write [NAME=]DTYPE:SHAPE[:RANGE]"),
         (
             ("report", SMALL, "--target", "gpu"),
-            "target 'gpu' is not known. Use one of cpu, reference, or cpu:NAME",
+            "target 'gpu' is not known. Use one of cpu, cuda, reference, or cpu:NAME",
         ),
         (("analyze", SMALL, "--threads", "0"), "Invalid value for '--threads'"),
         (("bench", SMALL, "--against", "numpy"), "'numpy' is not known; name some of eager, torch.compile"),
