@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.target import Target
 
 PIPELINE = "sparsecomp"
@@ -25,26 +25,22 @@ def build(module: tvm.IRModule | tirx.PrimFunc, target: Target) -> Any:
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
-    passes = tirx.transform
-
-    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
-    def lower(module: tvm.IRModule, _: Any) -> tvm.IRModule:
-        return tvm.ir.transform.Sequential(
-            [
-                passes.FlattenBuffer(),
-                passes.NarrowDataType(32),
-                passes.VectorizeLoop(True),
-                passes.StorageRewrite(),
-                passes.StmtSimplify(),
-                passes.VerifyMemory(),
-                passes.AnnotateEntryFunc(),
-                passes.SplitHostDevice(),
-                passes.MakePackedAPI(),
-            ]
-        )(module)
-
-    _, host, device = tirx.get_tir_pipeline("s_tir")
-    return lower, host, device
+    passes = [
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+    ]
+    return (
+        tvm.ir.transform.Sequential(passes),
+        s_tir.pipeline.finalize_host_passes,
+        s_tir.pipeline.finalize_device_passes,
+    )
 
 
-tirx.compilation_pipeline.PIPELINE_MAP[PIPELINE] = _pipeline
+tirx.register_tir_pipeline(PIPELINE, _pipeline)

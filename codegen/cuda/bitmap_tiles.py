@@ -37,13 +37,13 @@ from sparsecomp.codegen.cuda.bitmap_format import CHUNK, TILE, BitmapFormat
 from sparsecomp.codegen.cuda.bitmap_warp import TOKENS, WORDS, BitmapWarp, Block, selector
 from sparsecomp.codegen.cuda.emitter import WARP, Array, Emitter, Expr, Parameter, i64
 from sparsecomp.codegen.cuda.epilogues import finish, operand_parameters
+from sparsecomp.codegen.cuda.half_linear import unlike_half_linear
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel
 from sparsecomp.codegen.cuda.words import u32
 
 MOST_TOKENS = 16
 MOST_KEPT = 0.9
 """Of the weight; bits take another sixteenth."""
-NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,11 @@ class BitmapFamily:
 
     def refused(self, case: Case) -> str | None:
         """See `Family`."""
-        if case.layer.op != "linear":
-            return "only linear layers"
-        if case.dtype not in NAMES:
-            return f"tensor cores take float16 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+        if unlike := unlike_half_linear(case):
+            return unlike
         if case.tokens > MOST_TOKENS:
             return f"for at most {MOST_TOKENS} tokens, as reading the weights decides; here {case.tokens}"
-        kept = float((case.matrix != 0).float().mean())
+        kept = case.kept
         if kept > MOST_KEPT:
             return f"{kept:.0%} of the weight are not zero: with its bits it would not take less to read than dense"
         return None
@@ -148,7 +146,7 @@ class BitmapFamily:
 
 def schedules(case: Case) -> Iterator[BitmapTiles]:
     """The likeliest first: a block for each multiprocessor, or as many as there are rows for."""
-    dtype, token_tiles = NAMES[case.dtype], -(-min(case.tokens, MOST_TOKENS) // TOKENS)
+    dtype, token_tiles = case.dtype_name, -(-min(case.tokens, MOST_TOKENS) // TOKENS)
     plain = BitmapTiles(case.rows, case.columns, dtype, case.epilogue, 0, token_tiles=token_tiles)
     rooms: dict[int, int] = {}
     for depth, chunks, tiles, warps in product((3, 2), (2, 1, 4), (1, 2), (8, 16, 4)):

@@ -12,17 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import torch
 import tvm
 from torch import Tensor
 
 from sparsecomp.codegen.cuda.block_format import BlockFormat
 from sparsecomp.codegen.cuda.emitter import Emitter, Parameter
 from sparsecomp.codegen.cuda.epilogues import operand_parameters
+from sparsecomp.codegen.cuda.half_linear import unlike_half_linear
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel
 from sparsecomp.codegen.cuda.tile_writer import PIECE, TileWriter, ring, threads
 
-DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 SIZES = (64, 32)
 """Rows and columns of blocks that have kernels."""
 SUMS = range(32, 129)
@@ -110,10 +109,8 @@ class BlockFamily:
 
     def refused(self, case: Case) -> str | None:
         """See `Family`."""
-        if case.layer.op != "linear":
-            return "only linear layers"
-        if case.dtype not in DTYPES:
-            return f"tensor cores take float16 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+        if unlike := unlike_half_linear(case):
+            return unlike
         if case.tokens < FEWEST_TOKENS:
             return f"for at least {FEWEST_TOKENS} tokens; here {case.tokens}"
         if case.columns % PIECE:
@@ -140,7 +137,7 @@ def schedules(case: Case) -> Iterator[BlockTiles]:
     if len(sizes) == 2 and shares[32] < 0.55 * shares[64]:
         sizes.reverse()
     for size in sizes:
-        plain = BlockTiles(case.rows, case.columns, DTYPES[case.dtype], case.epilogue, size)
+        plain = BlockTiles(case.rows, case.columns, case.dtype_name, case.epilogue, size)
         for stages, warps, tokens in product((3, 4, 2), ((4, 2), (2, 2), (4, 1), (2, 1)), (256, 128, 64)):
             kernel = replace(plain, tokens=tokens, warps=warps, stages=stages)
             fits = kernel.shared_bytes <= case.gpu.shared_bytes and tokens < 2 * case.tokens

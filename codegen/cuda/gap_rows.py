@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-import torch
 import tvm
 from torch import Tensor
 from tvm.script.ir_builder import tirx as T
@@ -26,11 +25,11 @@ from tvm.script.ir_builder import tirx as T
 from sparsecomp.codegen.cuda.emitter import WARP, Array, Emitter, Expr, Parameter, i64
 from sparsecomp.codegen.cuda.epilogues import finish, operand_parameters
 from sparsecomp.codegen.cuda.gap_format import LANES, ROWS, STEP, GapFormat
+from sparsecomp.codegen.cuda.half_linear import unlike_half_linear
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel
 from sparsecomp.codegen.cuda.serial_emitter import half_of
 from sparsecomp.codegen.cuda.words import repeat, u32, word
 
-NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MOST_TOKENS = 2
 MOST_KEPT = 0.7
 """Of the weight: 2.5 bytes for each value, and what fills up, against 2 for each element."""
@@ -94,13 +93,11 @@ class GapFamily:
 
     def refused(self, case: Case) -> str | None:
         """See `Family`."""
-        if case.layer.op != "linear":
-            return "only linear layers"
-        if case.dtype not in NAMES:
-            return f"for float16 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+        if unlike := unlike_half_linear(case):
+            return unlike
         if case.tokens > MOST_TOKENS:
             return f"for at most {MOST_TOKENS} tokens, as each takes its time anew; here {case.tokens}"
-        kept = float((case.matrix != 0).float().mean())
+        kept = case.kept
         if kept > MOST_KEPT:
             return f"{kept:.0%} of the weight are not zero: with its gaps it would not take less to read than dense"
         if 4 * case.columns > case.gpu.shared_bytes:
@@ -109,7 +106,7 @@ class GapFamily:
 
     def kernels(self, case: Case) -> Sequence[CudaKernel]:
         """See `Family`."""
-        plain = GapRows(case.rows, case.columns, NAMES[case.dtype], case.epilogue)
+        plain = GapRows(case.rows, case.columns, case.dtype_name, case.epilogue)
         return [replace(plain, warps=w, ahead=a) for a, w in product((4, 2, 8), (4, 8, 2))]
 
 

@@ -44,12 +44,22 @@ class Case:
         return self.matrix.dtype
 
     @property
+    def dtype_name(self) -> str:
+        """As TVM has it: "bfloat16"."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def rows(self) -> int:
         return self.matrix.shape[0]
 
     @property
     def columns(self) -> int:
         return self.matrix.shape[1]
+
+    @property
+    def kept(self) -> float:
+        """The share of the weight that is not zero."""
+        return float((self.matrix != 0).float().mean())
 
     @property
     def tokens(self) -> int:

@@ -168,7 +168,7 @@ class CudaMeter:
         return lambda: region.run([x])[0]
 
     def key(self, case: Case, name: str) -> Key:
-        dtype = str(case.dtype).removeprefix("torch.")
+        dtype = case.dtype_name
         signature = "" if name == DENSE else structure(case.matrix)
         return Key(call_of(case.layer), name, signature, 0, self.name, versions(), dtype)
 

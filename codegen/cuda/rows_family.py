@@ -14,7 +14,7 @@ from sparsecomp.codegen.cuda.kernel import Case
 from sparsecomp.codegen.cuda.runnable import Runnable
 from sparsecomp.codegen.cuda.tiles import PixelTiles, Tiling, TokenTiles
 
-DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MOST_KEPT = 0.6
 """Of the weight: shared memory feeds a quarter of the multiply-adds, so that a full weight has no chance."""
 FEWEST_OUTPUTS = 16
@@ -33,7 +33,7 @@ class RowsFamily:
     def refused(self, case: Case) -> str | None:
         """See `Family`."""
         if case.dtype not in DTYPES:
-            return f"no kernel for {str(case.dtype).removeprefix('torch.')}"
+            return f"no kernel for {case.dtype_name}"
         if case.dtype != torch.float32 and case.layer.op == "linear":
             return "in half precision tensor cores are faster than it can be"
         if case.layer.groups > 1:
@@ -41,7 +41,7 @@ class RowsFamily:
         outputs = math.prod(case.layer.output_size)
         if outputs < FEWEST_OUTPUTS:
             return f"{outputs} outputs of a row leave most threads of a warp idle"
-        kept = float((case.matrix != 0).float().mean())
+        kept = case.kept
         if kept > MOST_KEPT:
             return f"{kept:.0%} of the weight are not zero, and more than {MOST_KEPT:.0%} cannot be faster than dense"
         if not any(True for _ in self._all(case)):
@@ -59,7 +59,7 @@ class RowsFamily:
             for tiling in tilings(case, columns):
                 fits = 4 * tiling.floats <= case.gpu.shared_bytes
                 if fits and rows * (tiling.width // WARP) <= REGISTERS:
-                    yield GatheredRows(case.rows, DTYPES[case.dtype], tiling, warps, rows)
+                    yield GatheredRows(case.rows, case.dtype_name, tiling, warps, rows)
 
 
 def tilings(case: Case, columns: int) -> Iterator[Tiling]:

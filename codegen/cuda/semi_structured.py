@@ -69,9 +69,7 @@ class SemiStructuredFamily:
         if case.layer.op != "linear":
             return "PyTorch has it for linear layers"
         if case.dtype not in (torch.float16, torch.bfloat16):
-            return (
-                f"sparse tensor cores take float16 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
-            )
+            return f"sparse tensor cores take float16 and bfloat16, not {case.dtype_name}"
         if not is_two_of_four(case.matrix):
             return "more than two of four neighbours are not zero"
         if case.rows % LEAST[0] or case.columns % LEAST[1]:

@@ -20,9 +20,10 @@ import tvm
 from torch import Tensor
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.cuda.block_tiles import DTYPES, FEWEST_TOKENS
+from sparsecomp.codegen.cuda.block_tiles import FEWEST_TOKENS
 from sparsecomp.codegen.cuda.emitter import Array, Emitter, Expr, Parameter, i64
 from sparsecomp.codegen.cuda.epilogues import operand_parameters
+from sparsecomp.codegen.cuda.half_linear import unlike_half_linear
 from sparsecomp.codegen.cuda.kernel import Case, CudaKernel
 from sparsecomp.codegen.cuda.tile_writer import PIECE, TileWriter, ring, swizzled, threads
 from sparsecomp.codegen.cuda.vector_format import WIDTH, VectorFormat
@@ -108,10 +109,8 @@ class VectorFamily:
 
     def refused(self, case: Case) -> str | None:
         """See `Family`."""
-        if case.layer.op != "linear":
-            return "only linear layers"
-        if case.dtype not in DTYPES:
-            return f"tensor cores take float16 and bfloat16, not {str(case.dtype).removeprefix('torch.')}"
+        if unlike := unlike_half_linear(case):
+            return unlike
         if case.tokens < FEWEST_TOKENS:
             return f"for at least {FEWEST_TOKENS} tokens; here {case.tokens}"
         if not _heights(case):
@@ -141,7 +140,7 @@ def _heights(case: Case) -> list[int]:
 def schedules(case: Case) -> Iterator[VectorTiles]:
     """The height that reads least first."""
     for height in _heights(case):
-        plain = VectorTiles(case.rows, case.columns, DTYPES[case.dtype], case.epilogue, height)
+        plain = VectorTiles(case.rows, case.columns, case.dtype_name, case.epilogue, height)
         for stages, warps, tokens in product((3, 4), ((4, 1), (8, 1), (2, 1)), (256, 128)):
             kernel = replace(plain, tokens=tokens, warps=warps, stages=stages)
             fits = kernel.shared_bytes <= case.gpu.shared_bytes and tokens < 2 * case.tokens

@@ -29,6 +29,10 @@ GUARD = 64
 """Elements on either side of a tensor that a kernel must not read (NaN) or write."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def linear_case(matrix: Tensor, tokens: int, gpu: Gpu = H200, epilogue: str = "") -> Case:
     """A linear layer on so many tokens."""
     layer = Layer("fc", "linear", "weight", tuple(matrix.shape), (tokens, matrix.shape[1]))

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecomp.codegen.cuda.bitmap_tiles import NAMES, BitmapFamily, BitmapTiles
+from sparsecomp.codegen.cuda.bitmap_tiles import BitmapFamily, BitmapTiles
 from sparsecomp.codegen.cuda.kernel import Gpu
 from tests.codegen.cuda.assembly import (
     ARCHITECTURES,
@@ -21,6 +21,7 @@ from tests.codegen.cuda.assembly import (
     assert_multiplies,
     count,
     linear_case,
+    name_of,
     needs_nvcc,
     resident_blocks,
 )
@@ -32,7 +33,7 @@ LLM = BitmapTiles(4096, 4096, "bfloat16", "", pieces=112)
 
 def kernel_for(matrix: torch.Tensor, epilogue: str = "", **schedule: Any) -> BitmapTiles:
     rows, columns = matrix.shape
-    plain = BitmapTiles(rows, columns, NAMES[matrix.dtype], epilogue, 0)
+    plain = BitmapTiles(rows, columns, name_of(matrix.dtype), epilogue, 0)
     kernel = replace(plain, **schedule)
     return replace(kernel, pieces=kernel.format.fullest(matrix))
 
@@ -148,7 +149,7 @@ def test_the_first_schedules_differ_in_more_than_depth() -> None:
 @pytest.mark.parametrize(
     ("dtype", "tokens", "reason"),
     [
-        (torch.float32, 1, "tensor cores take float16 and bfloat16, not float32"),
+        (torch.float32, 1, "for float16 and bfloat16, not float32"),
         (torch.float16, 17, "for at most 16 tokens, as reading the weights decides; here 17"),
     ],
 )

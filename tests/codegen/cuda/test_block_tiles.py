@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecomp.codegen.cuda.block_tiles import DTYPES, BlockFamily, BlockTiles
+from sparsecomp.codegen.cuda.block_tiles import BlockFamily, BlockTiles
 from tests.codegen.cuda.assembly import (
     ARCHITECTURES,
     FEW,
@@ -20,6 +20,7 @@ from tests.codegen.cuda.assembly import (
     assert_multiplies,
     count,
     linear_case,
+    name_of,
     needs_nvcc,
     resident_blocks,
 )
@@ -46,7 +47,7 @@ PRODUCTS = (
 def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]) -> None:
     rows, eighths, tokens = sizes
     matrix = in_blocks(rows, 8 * eighths, schedule["size"], density, dtype)
-    plain = BlockTiles(rows, 8 * eighths, DTYPES[dtype], "", schedule["size"])
+    plain = BlockTiles(rows, 8 * eighths, name_of(dtype), "", schedule["size"])
     kernel = replace(plain, **schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, 8 * eighths).to(dtype))
 
@@ -111,7 +112,7 @@ def test_the_blocks_of_the_weight_come_first_among_schedules(size: int) -> None:
 @pytest.mark.parametrize(
     ("matrix", "tokens", "reason"),
     [
-        (torch.zeros(64, 64), 4096, "tensor cores take float16 and bfloat16, not float32"),
+        (torch.zeros(64, 64), 4096, "for float16 and bfloat16, not float32"),
         (torch.zeros(64, 64).half(), 16, "for at least 64 tokens; here 16"),
         (torch.zeros(64, 60).half(), 64, "rows of 60 elements do not begin at multiples of 16 bytes"),
         (

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecomp.codegen.cuda.gap_rows import NAMES, GapFamily, GapRows
+from sparsecomp.codegen.cuda.gap_rows import GapFamily, GapRows
 from tests.codegen.cuda.assembly import (
     ARCHITECTURES,
     FEW,
@@ -18,6 +18,7 @@ from tests.codegen.cuda.assembly import (
     assert_multiplies,
     count,
     linear_case,
+    name_of,
     needs_nvcc,
     resident_blocks,
 )
@@ -34,7 +35,7 @@ PRODUCTS = (
 def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: tuple[int, int]) -> None:
     rows, columns, tokens = sizes
     matrix = sparse(rows, columns, density, dtype)
-    kernel = GapRows(rows, columns, NAMES[dtype], "", *schedule)
+    kernel = GapRows(rows, columns, name_of(dtype), "", *schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, columns).to(dtype))
 
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecomp.codegen.cuda.block_tiles import DTYPES
 from sparsecomp.codegen.cuda.vector_tiles import VectorFamily, VectorTiles
 from tests.codegen.cuda.assembly import (
     FEW,
@@ -20,6 +19,7 @@ from tests.codegen.cuda.assembly import (
     assert_multiplies,
     count,
     linear_case,
+    name_of,
     needs_nvcc,
     resident_blocks,
 )
@@ -43,7 +43,7 @@ PRODUCTS = (
 def check(sizes: tuple[int, int, int], density: float, dtype: torch.dtype, schedule: dict[str, Any]) -> None:
     rows, columns, tokens = sizes
     matrix = in_vectors(rows, columns, schedule["height"], density, dtype)
-    kernel = replace(VectorTiles(rows, columns, DTYPES[dtype], "", schedule["height"]), **schedule)
+    kernel = replace(VectorTiles(rows, columns, name_of(dtype), "", schedule["height"]), **schedule)
     assert_multiplies(kernel, matrix, torch.randn(tokens, columns).to(dtype))
 
 
@@ -102,7 +102,7 @@ def test_weights_that_keep_too_much_are_refused_with_the_shares() -> None:
 @pytest.mark.parametrize(
     ("dtype", "tokens", "reason"),
     [
-        (torch.float32, 64, "tensor cores take float16 and bfloat16, not float32"),
+        (torch.float32, 64, "for float16 and bfloat16, not float32"),
         (torch.bfloat16, 63, "for at least 64 tokens; here 63"),
     ],
 )
