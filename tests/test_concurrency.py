@@ -281,3 +281,25 @@ def test_workers_of_a_data_loader_call(
     plain = Features(models["wide"])
     expected = torch.stack([plain[index] for index in range(len(plain))])
     assert relative_error(torch.cat(list(loader)), expected) < TOLERANCE
+
+
+def test_teams_of_two_threads_side_by_side() -> None:
+    """Four callers, each with a team of its own that waits at its own barriers."""
+    torch.set_num_threads(2)
+    x = torch.randn(1, 8, 16, 16)
+    model = nn.Sequential(nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 8, 1)).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data *= torch.rand_like(parameter) < 0.2
+    compiled = compile_sparse(model, (x,), min_speedup=0.0)
+    assert len(compiled.report.sparse_layers) == 2
+    with torch.no_grad():
+        expected = model(x)
+
+    def calls(_: int) -> int:
+        torch.set_num_threads(2)
+        with torch.no_grad():
+            return sum(torch.allclose(compiled(x), expected, atol=1e-5) for _ in range(100))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(calls, range(4))) == [100] * 4
