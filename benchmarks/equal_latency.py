@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from benchmarks.machine import Machine
 from benchmarks.sparsify_quality import convnet
 from benchmarks.ssl.digits import Digits
-from benchmarks.ssl.nets import lenet
+from benchmarks.ssl.nets import ResNet, lenet
 from benchmarks.ssl.training import Phase, fit
 from benchmarks.store import RESULTS, write, write_json
 from benchmarks.text import ByteTransformer, Text, bits_per_byte, fit_text
@@ -63,7 +63,7 @@ def _digits(make: Callable[[], nn.Module], size: int, epochs: int) -> Callable[[
         digits, model = Digits.split(seed, size), make()
         fit(model, digits, Phase(1 if quick else epochs, 0.05), 1e-4)
         held_out = _nats(digits.test_x, digits.test_y)
-        return Trained(model.eval(), torch.split(digits.train_x[:512], 64), held_out)
+        return Trained(model.eval(), torch.split(digits.train_x, 64), held_out)
 
     return train
 
@@ -100,6 +100,7 @@ class Network:
 NETWORKS = {
     "convnet": Network(_digits(convnet, 8, 8), lambda: torch.rand(64, 1, 8, 8), 8.0, "nats"),
     "lenet": Network(_digits(lenet, 28, 8), lambda: torch.rand(64, 1, 28, 28), 8.0, "nats"),
+    "resnet": Network(_digits(ResNet, 8, 20), lambda: torch.rand(64, 1, 8, 8), 5.0, "nats"),
     "text": Network(_text, lambda: torch.randint(0, 256, (8, LENGTH)), 5.0, "bits per byte"),
 }
 

@@ -162,7 +162,8 @@ def _about(rows: Mapping[str, Mapping[str, Any]]) -> str:
     machines = "; ".join(dict.fromkeys(str(row["machine"]) for row in rows.values() if "machine" in row))
     return (
         f"Random weights, batch 1: only speed means anything. Dense is the model compiled by this library, over which the "
-        f"speed-up is. The prediction is from layers timed alone and two whole models, dense and uniformly sparse; off is "
+        f"speed-up is. The prediction was made before the plan was measured, from layers timed alone, two whole models, dense and "
+        f"uniformly sparse, and plans tried before it; off is "
         f"how far it is from the measured, to be within {WITHIN:.0%}; the speed-up is to be within "
         f"{SPEED_WITHIN:.0%} of what was asked for, in {MINUTES} minutes and {GIB} GiB. Minutes are of planning, from an empty "
         f"cache unless another row of the model was made before, with the number of turns it was interrupted and resumed in. {machines}."

@@ -102,8 +102,8 @@ class Totals:
     """Of the whole model. Seconds are on the example; None where nothing was measured or evaluated."""
 
     predicted_seconds: float
-    """Before any model of nearly this plan was measured: from layers alone and, where whole models are timed, two of
-    these, dense and very sparse."""
+    """Before the plan itself was measured: from layers alone and, where whole models are timed, two of these, dense and
+    sparse, and those that were tried before it (a note then says what the first of them was predicted to take)."""
     dense_bytes: int
     bytes: int
     """Of all parameters and buffers, each sparse weight in its smallest exact format."""

@@ -187,6 +187,11 @@ def test_older_and_newer_formats(data: bytes) -> None:
     refused(version("1"), "its format is '1'")
 
 
+def test_a_target_of_a_newer_library(data: bytes) -> None:
+    newer = repacked(unpacked(data), lambda manifest: manifest["target"].update(kind="abacus"))
+    refused(newer, "m.sparsecomp.*'abacus'.*is not known")
+
+
 # Attacks -----------------------------------------------------------------------------------------------------
 
 

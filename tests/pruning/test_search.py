@@ -12,7 +12,7 @@ from sparsecomp import InputError
 from sparsecomp.progress import Watch
 from sparsecomp.pruning.candidate import Candidate, default_candidates
 from sparsecomp.pruning.goal import Goal
-from sparsecomp.pruning.search import Timekeeper, at_speed
+from sparsecomp.pruning.search import Found, Timekeeper, at_speed
 from sparsecomp.pruning.series import Choices
 from sparsecomp.pruning.state import State
 from sparsecomp.pruning.stretch import Sample, Stretch
@@ -58,9 +58,13 @@ class Times:
         return Stretch.through(self.samples)
 
 
-def reached(bend: float, speedup: float, count: int = 100) -> tuple[float, Times, tuple[str, ...]]:
+def searched(bend: float, speedup: float, count: int = 100) -> tuple[Found, Times]:
     times: Any = Times(bend)
-    found = at_speed(Row(count), Goal.parse(target_speedup=speedup), cast(Timekeeper, times))
+    return at_speed(Row(count), Goal.parse(target_speedup=speedup), cast(Timekeeper, times)), times
+
+
+def reached(bend: float, speedup: float, count: int = 100) -> tuple[float, Times, tuple[str, ...]]:
+    found, times = searched(bend, speedup, count)
     return times.dense.compiled / times.measure(found.choices), times, found.remarks
 
 
@@ -69,8 +73,27 @@ def reached(bend: float, speedup: float, count: int = 100) -> tuple[float, Times
 def test_the_speed_is_met_though_the_prediction_is_off(bend: float, speedup: float) -> None:
     found, times, remarks = reached(bend, speedup)
     assert found == pytest.approx(speedup, rel=0.05)
-    assert not remarks
+    assert not any("nearest plan" in remark for remark in remarks)
     assert times.measured <= 6
+
+
+@pytest.mark.parametrize("bend", [-4.0, 4.0])
+def test_the_plan_is_predicted_by_those_tried_before_it(bend: float) -> None:
+    found, times = searched(bend, 2.0)
+    assert found.stretch is not None
+    assert found.stretch != Stretch.through(times.samples[:2])
+    assert found.stretch != times.stretch  # which has seen the plan itself
+    predicted = found.stretch.whole(alone(found.choices))
+    assert predicted == pytest.approx(times.measure(found.choices), rel=0.05)
+    first = Stretch.through(times.samples[:2]).whole(times.samples[2].alone)
+    assert f"the first was predicted to take {first * 1e3:.2f} ms" in found.remarks[0]
+    assert f"and took {times.samples[2].whole * 1e3:.2f}" in found.remarks[0]
+
+
+def test_a_first_plan_that_is_right_needs_no_correction() -> None:
+    found, times = searched(0.0, 2.0)
+    assert found.stretch == Stretch.through(times.samples[:2])
+    assert not found.remarks
 
 
 def test_a_speed_out_of_reach_says_the_most() -> None:
@@ -119,3 +142,39 @@ def test_the_prediction_is_from_a_sparse_model_near_the_goal(speedup: float | No
     times = Timekeeper(subject, lambda known: cast(Any, Clock()), "here", speedup)
     assert [sample.alone for sample in times.samples] == [1.0, pytest.approx(1 - sparsity, abs=2e-3)]
     assert times.first.whole(0.1) == pytest.approx(0.7)
+
+
+class Moody(Clock):
+    """A clock that says what it was told to say of the finished model."""
+
+    def __init__(self, *said: float) -> None:
+        self.said = list(said)
+
+    def seconds(self, choices: Choices) -> float:
+        return self.said.pop(0) if self.said else super().seconds(choices)
+
+
+@pytest.mark.parametrize(
+    ("said", "median"), [((1.0, 1.02), 1.01), ((1.0, 1.2, 1.1), 1.1), ((1.0, 1.2, 0.9), 1.0)]
+)
+def test_the_finished_model_is_measured_again_where_measurements_disagree(
+    said: tuple[float, ...], median: float
+) -> None:
+    subject: Any = OneLayer()
+    clock = Moody()
+    times = Timekeeper(subject, lambda known: cast(Any, clock), "here", 2.0)
+    clock.said = list(said)
+    choices = {"layer": Candidate("unstructured", 0.5)}
+    assert times.measure_model(cast(Any, choices), choices) == pytest.approx(median)
+    assert not clock.said
+
+
+def test_what_the_search_measured_of_the_finished_model_counts() -> None:
+    subject: Any = OneLayer()
+    subject.pruned = lambda choices: (choices, {})
+    clock = Moody()
+    times = Timekeeper(subject, lambda known: cast(Any, clock), "here", 2.0)
+    choices = {"layer": Candidate("unstructured", 0.5)}
+    assert times.measure(choices) == pytest.approx(1.5)
+    clock.said = [1.51]
+    assert times.measure_model(cast(Any, choices), choices) == pytest.approx(1.505)
