@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from benchmarks.machine import Machine
 from benchmarks.sparsify_quality import convnet
 from benchmarks.ssl.digits import Digits
-from benchmarks.ssl.nets import ResNet, lenet
+from benchmarks.ssl.nets import lenet
 from benchmarks.ssl.training import Phase, fit
 from benchmarks.store import RESULTS, write, write_json
 from benchmarks.text import ByteTransformer, Text, bits_per_byte, fit_text
@@ -43,6 +43,8 @@ from sparsecomp.pruning.subject import Example, Subject
 from sparsecomp.target import Target
 
 VERIFIED = "sparsify"
+SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+"""Of an image, in pixels."""
 LENGTH = 64
 """Bytes of a piece of text."""
 TABLE = RESULTS / "equal_latency_table.json"
@@ -58,14 +60,30 @@ class Trained:
 
 
 def _digits(make: Callable[[], nn.Module], size: int, epochs: int) -> Callable[[int, bool], Trained]:
+    """Every image as it is and shifted by a pixel four ways, in training as in testing: of 360 images alone, which a
+    network that saw no shifts is too sure of, a handful decide the loss, and it hardly follows how far outputs moved."""
+
     def train(seed: int, quick: bool) -> Trained:
         torch.manual_seed(seed)
-        digits, model = Digits.split(seed, size), make()
+        found, model = Digits.split(seed, size), make()
+        digits = Digits(
+            _shifted(found.train_x),
+            found.train_y.repeat(len(SHIFTS)),
+            _shifted(found.test_x),
+            found.test_y.repeat(len(SHIFTS)),
+        )
         fit(model, digits, Phase(1 if quick else epochs, 0.05), 1e-4)
-        held_out = _nats(digits.test_x, digits.test_y)
-        return Trained(model.eval(), torch.split(digits.train_x, 64), held_out)
+        seen = digits.train_x[torch.randperm(len(digits.train_x))[: 256 if quick else 2048]]
+        return Trained(model.eval(), torch.split(seen, 64), _nats(digits.test_x, digits.test_y))
 
     return train
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """One block of images for each shift; what comes in from outside is black."""
+    height, width = x.shape[2:]
+    wide = F.pad(x, (1, 1, 1, 1))
+    return torch.cat([wide[:, :, 1 + y : 1 + y + height, 1 + z : 1 + z + width] for y, z in SHIFTS])
 
 
 def _nats(x: Tensor, y: Tensor) -> Callable[[nn.Module], float]:
@@ -98,9 +116,8 @@ class Network:
 
 
 NETWORKS = {
-    "convnet": Network(_digits(convnet, 8, 8), lambda: torch.rand(64, 1, 8, 8), 8.0, "nats"),
-    "lenet": Network(_digits(lenet, 28, 8), lambda: torch.rand(64, 1, 28, 28), 8.0, "nats"),
-    "resnet": Network(_digits(ResNet, 8, 20), lambda: torch.rand(64, 1, 8, 8), 5.0, "nats"),
+    "convnet": Network(_digits(convnet, 8, 4), lambda: torch.rand(64, 1, 8, 8), 24.0, "nats"),
+    "lenet": Network(_digits(lenet, 28, 4), lambda: torch.rand(64, 1, 28, 28), 8.0, "nats"),
     "text": Network(_text, lambda: torch.randint(0, 256, (8, LENGTH)), 5.0, "bits per byte"),
 }
 

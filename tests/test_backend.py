@@ -194,6 +194,18 @@ def test_weights_that_change_are_seen(edit: str) -> None:
     assert len(backend.reports()) == 1  # what was compiled before is given up
 
 
+def test_weights_are_watched_without_dynamos_guards_on_modules() -> None:
+    model, x = Net().eval(), torch.randn(3, 12)
+    run = compiled(model, guard_filter_fn=torch.compiler.skip_guard_on_all_nn_modules_unsafe)
+    check(model, run, x)
+    with torch.no_grad():
+        model.second.weight[2] += 1.0
+    check(model, run, x)
+    with torch.no_grad():
+        model.first.weight = nn.Parameter(torch.randn(16, 12))
+    check(model, run, x)
+
+
 def test_weights_that_change_all_the_time(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setattr(backend, "MAX_BINDINGS", 2)
     model, x = Net().eval(), torch.randn(3, 12)

@@ -8,6 +8,7 @@ models that are put together from weights that were each pruned alone, which tak
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 
@@ -58,7 +59,7 @@ def search_factors(
     least = min(losses)
     best = starts[losses.index(least)]
     generator = random.Random(seed)
-    for _ in range(tries):
+    for _ in range(tries if math.isfinite(least) else 0):  # costs have no factors: no plan would fit
         factors = _changed(best, generator)
         found = lost(factors)
         if found < least:

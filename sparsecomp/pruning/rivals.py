@@ -6,11 +6,11 @@ the next may not have needed. Then a plan of all structures may turn out worse t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparsecomp.pruning.candidate import DENSE
+from sparsecomp.pruning.candidate import DENSE, Candidate
 from sparsecomp.pruning.reweigh import Factors, search_factors
 from sparsecomp.pruning.series import (
     Allocation,
@@ -37,10 +37,13 @@ def rivals_of(subject: Subject, cost: Price, budget: float) -> dict[str, Series]
     """The optimal plans of all structures first, then those of each structure alone, and one sparsity for all layers."""
     structures = subject.structures
     found: dict[str, Series] = {ALL: optimal(subject, cost)}
+    alone = structures if len(structures) > 1 else ()
     if subject.is_small:
         found[WEIGHED] = weighed(subject, cost, budget)
-    if len(structures) > 1:
-        found |= {f"{structure} alone": optimal(subject, cost, structure) for structure in structures}
+    for structure in alone:
+        found[f"{structure} alone"] = optimal(subject, cost, structure)
+        if subject.is_small:
+            found[f"{structure} alone, layers weighed"] = weighed(subject, cost, budget, structure)
     for structure in structures:
         if structure.only_sparsity is None:
             found[f"uniform {structure}"] = distributed(subject, cost, "uniform", structure)
@@ -49,28 +52,54 @@ def rivals_of(subject: Subject, cost: Price, budget: float) -> dict[str, Series]
 
 def optimal(subject: Subject, cost: Price, structure: Pattern | None = None) -> OptimalSeries:
     """Plans of least error. structure: the only one, beside dense."""
-    candidates = {
+    return OptimalSeries(_of(subject.choices, structure), cost, subject.expected_error)
+
+
+def _of(choices: Mapping[str, Sequence[Candidate]], structure: Pattern | None) -> dict[str, list[Candidate]]:
+    """Those of one structure, and dense; or all."""
+    return {
         name: [c for c in found if c.is_dense or structure in (None, c.structure)]
-        for name, found in subject.choices.items()
+        for name, found in choices.items()
     }
-    return OptimalSeries(candidates, cost, subject.expected_error)
 
 
-def weighed(subject: Subject, cost: Price, budget: float) -> OptimalSeries:
-    """Plans of all structures, with factors of layers' errors that were searched for at this budget."""
+def weighed(subject: Subject, cost: Price, budget: float, structure: Pattern | None = None) -> OptimalSeries:
+    """The same, with factors of errors that were searched for at this budget."""
+    factors = _factors(subject, cost, budget, structure)
+    return OptimalSeries(_of(subject.choices, structure), cost, _times(factors, subject.expected_error))
+
+
+def _times(factors: Factors, error: Price) -> Price:
+    """An error means so much in each layer."""
+    return lambda name, candidate: factors[name] * error(name, candidate)
+
+
+def _factors(subject: Subject, cost: Price, budget: float, structure: Pattern | None) -> Factors:
+    candidates = _of(subject.candidates, structure)
 
     def series(factors: Factors) -> OptimalSeries:
         """Of candidates whose weights the sketch has."""
-        return OptimalSeries(subject.candidates, cost, lambda n, c: factors[n] * subject.error(n, c), SKETCH)
+        return OptimalSeries(candidates, cost, _times(factors, subject.error), SKETCH)
 
-    names = list(subject.candidates)
-    starts = [dict.fromkeys(names, 1.0), {name: _gain(subject, name) for name in names}]
-    key = f"factors of errors at {budget!r} by {subject.judge.measure}"
+    of = f" of {structure}" if structure else ""
+    key = f"factors of errors{of} at {budget!r} by {subject.judge.measure}"
     found: Any = subject.kept_opinions.get(key)
     if found is None:
+        starts = _starts(subject, cost, budget, structure)
         found = search_factors(starts, series, budget, subject.sketched)
         subject.kept_opinions.put(key, found)
-    return OptimalSeries(subject.choices, cost, lambda n, c: found[n] * subject.expected_error(n, c))
+    factors: Factors = found
+    return factors
+
+
+def _starts(subject: Subject, cost: Price, budget: float, structure: Pattern | None) -> list[Factors]:
+    """Errors as they are; by how much the loss rises for each layer alone; and for all structures together, what
+    was found for each alone."""
+    names = list(subject.candidates)
+    starts: list[Factors] = [dict.fromkeys(names, 1.0), {name: _gain(subject, name) for name in names}]
+    if structure is None and len(subject.structures) > 1:
+        starts += [_factors(subject, cost, budget, single) for single in subject.structures]
+    return starts
 
 
 def _gain(subject: Subject, name: str) -> float:

@@ -27,9 +27,11 @@ WAYS: Mapping[str, Options] = {
     "unstructured": {"structures": ("unstructured",)},
     "4x1": {"structures": ("4x1",)},
     "2:4": {"structures": ("2:4",)},
+    "channels": {"structures": ("filter",)},
     "uniform unstructured": {"structures": ("unstructured",), "allocation": "uniform"},
 }
-"""What is compared by default: the plan of all structures, of each alone, and one sparsity for all layers."""
+"""What is compared by default: the plan of all structures, of each alone, whole filters, whose channels compiling takes
+out, and one sparsity for all layers."""
 
 
 @dataclass(frozen=True)

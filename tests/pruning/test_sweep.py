@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sparsecomp import InputError
-from sparsecomp.pruning.sweep import Point, Sweep, sweep
+from sparsecomp.pruning.sweep import WAYS, Point, Sweep, sweep
 
 POINTS = (
     Point("mixed", "sparsity=0.5", 2e-3, 2 << 20, 0.51, 0.25),
@@ -71,7 +71,7 @@ def losses(found: Sweep) -> list[tuple[str, str, float | None, str]]:
 
 def test_plans_are_made_and_evaluated(tmp_path: Path) -> None:
     found = sweep(teacher(), [X], evaluate, GOALS, resume=tmp_path, **OPTIONS)
-    assert len(found.points) == 2 * 5
+    assert len(found.points) == 2 * len(WAYS)
     assert found.dense_loss == 0.0
     by_way = {(point.way, point.goal): point for point in found.points}
     assert "out of reach" in by_way["2:4", "sparsity=0.8"].failure
