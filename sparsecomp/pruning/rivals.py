@@ -64,7 +64,7 @@ def _of(choices: Mapping[str, Sequence[Candidate]], structure: Pattern | None) -
 
 
 def weighed(subject: Subject, cost: Price, budget: float, structure: Pattern | None = None) -> OptimalSeries:
-    """The same, with factors of errors that were searched for at this budget."""
+    """Plans of least error, where each layer's errors are multiplied by a factor that was searched for at this budget."""
     factors = _factors(subject, cost, budget, structure)
     return OptimalSeries(_of(subject.choices, structure), cost, _times(factors, subject.expected_error))
 
@@ -75,6 +75,7 @@ def _times(factors: Factors, error: Price) -> Price:
 
 
 def _factors(subject: Subject, cost: Price, budget: float, structure: Pattern | None) -> Factors:
+    """Searched for once, then kept."""
     candidates = _of(subject.candidates, structure)
 
     def series(factors: Factors) -> OptimalSeries:

@@ -226,7 +226,7 @@ def test_a_plan_from_a_file_makes_the_same_model(
         torch.testing.assert_close(value, plan.model.state_dict()[name])
 
 
-def test_whole_models_are_timed_once(
+def test_whole_models_are_timed_once_and_the_finished_one_again(
     net: nn.Module, batches: list[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[nn.Module] = []
@@ -243,13 +243,14 @@ def test_whole_models_are_timed_once(
     assert totals.dense_seconds is not None
     assert totals.eager_seconds is not None
     assert totals.speedup == pytest.approx(totals.dense_seconds / totals.measured_seconds)
-    assert len(compiled) == 3  # dense, very sparse, and the plan's
     assert compiled[0] is net
-    assert compiled[2] is plan.model
+    finished = compiled[2:]  # after the very sparse one
+    assert len(finished) in (2, 3)
+    assert all(model is plan.model for model in finished)
+    compiled.clear()
     again = sparsify(net, batches, sparsity=0.7, resume=tmp_path, **options)
-    assert (
-        len(compiled) == 5
-    )  # what was timed is known; the plan's model and the dense one beside it are timed now
+    timed = {id(model) for model in compiled}  # what else was timed is known
+    assert timed == {id(net), id(again.model)}
     assert again.totals.predicted_seconds == totals.predicted_seconds
     assert again.totals.dense_seconds == totals.dense_seconds
 

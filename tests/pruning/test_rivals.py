@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecomp import sparsify
+from sparsecomp.pruning import rivals
 from sparsecomp.pruning.candidate import Candidate
 from sparsecomp.pruning.plan import Plan
+from sparsecomp.pruning.reweigh import Factors
 from sparsecomp.pruning.rivals import ALL, Verdict, compare
 from sparsecomp.pruning.series import Choices, first_within
 
@@ -64,10 +67,27 @@ def planned(**options: Any) -> Plan:
 def test_a_plan_says_what_was_measured_of_each_way() -> None:
     (note,) = planned().notes
     assert note.startswith("measured on calibration data, of each way to the same budget: all structures ")
-    for way in ("unstructured alone", "4x1 alone", "uniform unstructured", "uniform 4x1"):
+    alone = ("unstructured alone", "unstructured alone, layers weighed", "4x1 alone, layers weighed")
+    for way in (*alone, "all structures, layers weighed", "uniform unstructured", "uniform 4x1"):
         assert way in note
     assert "2:4 alone" not in note  # 70 % is more than it has
     assert not planned(verify=False).notes
+
+
+def test_all_structures_begin_with_what_was_found_for_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[list[Factors]] = []
+    found = [{"0": 2.0, "2": 3.0}, {"0": 5.0, "2": 7.0}, {"0": 11.0, "2": 13.0}]
+
+    def search(starts: list[Factors], *rest: Any) -> Factors:
+        begun.append(starts)
+        return found[len(begun) - 1] if len(begun) <= len(found) else starts[0]
+
+    monkeypatch.setattr(rivals, "search_factors", search)
+    planned(structures=("unstructured", "4x1"), resume=tmp_path)
+    assert [len(starts) for starts in begun] == [2, 2, 4]  # each alone once, then all
+    assert begun[2][2:] == found[:2]
 
 
 def test_the_users_function_is_the_judge() -> None:
