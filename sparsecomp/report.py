@@ -187,7 +187,7 @@ class Report:
         }
 
     def given_up(self, reason: str) -> Report:
-        """The report when PyTorch runs the model after all."""
+        """The report when PyTorch runs the model after all: what the compiled one took is no longer what a call takes."""
         layers = tuple(
             replace(
                 layer,
@@ -196,7 +196,8 @@ class Report:
             )
             for layer in self.layers
         )
-        return replace(self, rung="eager", layers=layers, regions=(), flow=(), notes=(*self.notes, reason))
+        given_up = replace(self, rung="eager", layers=layers, regions=(), flow=(), compiled_seconds=None)
+        return replace(given_up, notes=(*self.notes, reason))
 
     def as_dict(self) -> dict[str, Any]:
         return {

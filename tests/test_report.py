@@ -122,6 +122,13 @@ def test_without_times_there_is_no_speedup(report: Report) -> None:
     assert "eager" not in str(quiet).splitlines()[0]
 
 
+def test_a_model_that_pytorch_runs_after_all_has_no_speedup(report: Report) -> None:
+    left = report.given_up("outputs differ by 2.0e-04 of the largest: PyTorch runs the model")
+    assert left.totals["speedup"] is None
+    assert left.totals["eager_model_ms"] == pytest.approx(10.0)
+    assert "x eager" not in str(left)
+
+
 def test_an_empty_report_prints() -> None:
     empty = Report("cpu", 1, (), (), {})
     assert str(empty) == "sparsecomp on cpu, 1 thread; analysis only: 0 of 0 layers converted"
