@@ -210,8 +210,8 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Losses by row; and how often what `sparsify` takes loses less than each other way."""
     ways = list(dict.fromkeys(way for row in rows.values() for way in row if way not in ("dense", VERIFIED)))
     about = (
-        "Loss on held-out data, one-shot, all plans of a row within the same sum of measured layer times: digits in nats, "
-        "text in bits per byte. `sparsify` takes the way whose outputs move least on calibration data, without labels. The last lines: of how "
+        "Loss on held-out data, one-shot, all plans of a row within the same sum of measured layer times: digits, also "
+        "shifted by a pixel, in nats, text in bits per byte. `sparsify` takes the way whose outputs move least on calibration data, without labels. The last lines: of how "
         "many plans it loses less than the way, as much (it is the same plan), and more."
     )
     lines = [f"# Plans of the same speed\n\n{about}\n", _line(["plan", "dense", VERIFIED, *ways])]

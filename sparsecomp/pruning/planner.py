@@ -214,7 +214,7 @@ class Planner:
             weights=round(sum(subject.kept(name, DENSE) for name in choices)),
             kept=sum(inventory.kept.values()),
             error=sum(subject.error(n, c) for n, c in choices.items()),
-            measured_seconds=times.measure_model(model, choices) if times else None,
+            measured_seconds=times.measure_model(model) if times else None,
             dense_seconds=times.dense.compiled if times else None,
             eager_seconds=times.dense.eager if times else None,
             dense_loss=held_out_loss(evaluate, subject.model) if evaluate else None,
