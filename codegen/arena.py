@@ -7,9 +7,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from sparsecomp.codegen.pages import zeros
 from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
 from sparsecomp.region import Exit, Region, Value, reads
 
@@ -89,7 +89,7 @@ class ArenaPool:
             for place, arena in enumerate(self._free):
                 if arena.numel() >= need:
                     return self._free.pop(place)
-        return torch.zeros(need)
+        return zeros(need)
 
     def give(self, arena: Tensor) -> None:
         """Back. The smallest of too many are dropped."""

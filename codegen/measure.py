@@ -17,6 +17,7 @@ from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.layout import lay_out, source_geometry
 from sparsecomp.codegen.lowered_region import LoweredRegion
 from sparsecomp.codegen.machine import Machine, machine_of
+from sparsecomp.codegen.pages import Pages
 from sparsecomp.codegen.predict import CostModel, fit
 from sparsecomp.codegen.schedules import candidates, few_tokens, only_few_tokens, parse_schedule
 from sparsecomp.codegen.stopwatch import (
@@ -185,7 +186,7 @@ class Meter:
         region = lay_out(single(layer, tokens_first=how.tokens_first), [how], [stream.kept])
         # Not through the cache, which would keep the arena of every candidate.
         code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
-        lowered = LoweredRegion(code, [stream], [], lambda: self.threads)
+        lowered = LoweredRegion(code, [stream.placed(Pages())], [], lambda: self.threads)
         return partial(lowered.prepared, [layer.example()], [torch.empty(layer.output_shape)])
 
     def conversion(self, layer: Layer) -> float:

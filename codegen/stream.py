@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap, shares_of
+from sparsecomp.codegen.pages import Pages
 from sparsecomp.codegen.shares import balance
 from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
@@ -69,6 +70,13 @@ class Stream:
     def in_place(self) -> bool:
         """Whether `data` is the model's own tensor."""
         return isinstance(self.schedule, FewTokens) and self.schedule.in_place
+
+    def placed(self, pages: Pages) -> Stream:
+        """The same on these pages, but for what lies with the model."""
+        if self.in_place:
+            return self
+        index, data, order = map(pages.place, (self.index, self.data, self.order))
+        return replace(self, index=index, data=data, order=order)
 
     @property
     def kept(self) -> int:
@@ -222,6 +230,7 @@ class StreamStore:
     def __init__(self) -> None:
         self._streams: dict[tuple[str, Layer, Padding, Geometry, RowsKernelChoice], Stream] = {}
         """By parameter, how a layer reads it and pads its input, grid of the input, and kernel."""
+        self._pages = Pages()
         self._lock = threading.RLock()
 
     def get(
@@ -241,7 +250,7 @@ class StreamStore:
         layer = stream.layer
         key = (layer.weight, layer.reading, layer.padding, stream.geometry, how)
         with self._lock:
-            self._streams = {**self._streams, key: stream}
+            self._streams = {**self._streams, key: stream.placed(self._pages)}
 
     def of_weight(self, name: str) -> list[Stream]:
         """All streams made of a parameter: one per grid it was needed on."""
@@ -253,7 +262,7 @@ class StreamStore:
         return stream.layer.stored(self._read(stream))
 
     def _make(self, packed: PackedRows, layer: Layer, geometry: Geometry, how: RowsKernelChoice) -> Stream:
-        return make_stream(packed, layer, geometry, how.schedule)
+        return make_stream(packed, layer, geometry, how.schedule).placed(self._pages)
 
     def _read(self, stream: Stream) -> Tensor:
         return read_stream(stream)
