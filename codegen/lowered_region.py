@@ -98,8 +98,8 @@ class LoweredRegion:
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """inputs: float32, ... x channels (tokens) or N x C x H x W, as the region's borders say."""
         plan, threads = self._plan(inputs), team(min(self.threads(), SHARES))
-        inputs = [x.contiguous() for x in inputs]
-        outputs = [torch.empty(shape) for shape in plan.outputs]
+        inputs = [x.contiguous().resolve_neg() for x in inputs]
+        outputs = [torch.empty(shape, dtype=torch.float32, device="cpu") for shape in plan.outputs]
         arena = self.pool.take(threads)
         try:
             table = self._table_of(inputs, outputs, arena)
@@ -147,7 +147,7 @@ class LoweredRegion:
     def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
         """The first arguments of the compiled function, while an arena is lent for them."""
         plan, threads = self._plan(inputs), team(min(self.threads(), SHARES))
-        inputs = [x.contiguous() for x in inputs]
+        inputs = [x.contiguous().resolve_neg() for x in inputs]
         with self.pool.lend(threads) as arena, team_of(threads):
             table = self._table_of(inputs, outputs, arena)
             yield table.buffer_info()[0], plan.extent, threads
@@ -256,6 +256,6 @@ def border_shape(border: Border, leading: Sequence[int]) -> tuple[int, ...]:
 
 def _padded(vector: Tensor) -> Tensor:
     """A per-channel vector, zeros for the rows that fill up the last block."""
-    padded = torch.zeros(round_up(len(vector), ROW_BLOCK))
+    padded = torch.zeros(round_up(len(vector), ROW_BLOCK), dtype=torch.float32, device="cpu")
     padded[: len(vector)] = vector
     return padded

@@ -187,7 +187,9 @@ class Meter:
         # Not through the cache, which would keep the arena of every candidate.
         code = compile_region.__wrapped__(region, self.machine, kernels_only=True)
         lowered = LoweredRegion(code, [stream.placed(Pages())], [], lambda: self.threads)
-        return partial(lowered.prepared, [layer.example()], [torch.empty(layer.output_shape)])
+        return partial(
+            lowered.prepared, [layer.example()], [torch.empty(layer.output_shape, dtype=torch.float32)]
+        )
 
     def conversion(self, layer: Layer) -> float:
         """Seconds to bring the layer's output to PyTorch's layout and back: by size, from one measurement."""
@@ -214,7 +216,7 @@ class Meter:
         found = self.timings.get(key)
         if found is None:
             stream = make_stream(
-                pack(torch.zeros(probe.rows, probe.columns), RowBlocks(1)),
+                pack(torch.zeros(probe.rows, probe.columns, dtype=torch.float32), RowBlocks(1)),
                 probe,
                 source_geometry(single(probe))["layer"],
                 Schedule(4, probe.columns),

@@ -27,7 +27,7 @@ def zeros(count: int) -> Tensor:
     """float32 zeros, on large pages of their own unless they fill less than half of one."""
     nbytes = 4 * count
     if nbytes < LARGE // 2:
-        return torch.zeros(count)
+        return torch.zeros(count, dtype=torch.float32, device="cpu")
     return torch.frombuffer(_region(nbytes), dtype=torch.float32, count=count, offset=0)
 
 

@@ -77,7 +77,10 @@ class RemoteBench:
         module = session.load_module(path.name)
         sizes = [Space.of(stream, self.threads).floats for stream in streams]
         x_floats, y_floats = (max(size) for size in zip(*sizes, strict=True))
-        x, y = sent(torch.randn(x_floats)), sent(torch.zeros(y_floats))
+        x, y = (
+            sent(torch.randn(x_floats, dtype=torch.float32)),
+            sent(torch.zeros(y_floats, dtype=torch.float32)),
+        )
         arguments = [[*map(sent, tensors_of(stream)), x, y] for stream in streams]
         best = [math.inf] * len(streams)
         for _ in range(ROUNDS):

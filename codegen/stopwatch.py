@@ -28,13 +28,13 @@ USUAL_LAST_LEVEL = 32 << 20
 
 def next_layer() -> Callable[[], object]:
     """What happens between two runs of a layer that computes for long: an L2 cache is written over."""
-    return torch.empty(1 << 18).zero_
+    return torch.empty(1 << 18, dtype=torch.float32).zero_
 
 
 def rest_of_the_model() -> Callable[[], object]:
     """What happens between two runs of a layer that reads each weight for a token or two: more is read than the
     caches hold, so that its weights come from memory, as they do in a model that is larger."""
-    return torch.ones(min(2 * _last_level(), MOST_TO_READ) // FLOAT).sum
+    return torch.ones(min(2 * _last_level(), MOST_TO_READ) // FLOAT, dtype=torch.float32).sum
 
 
 @cache

@@ -137,7 +137,7 @@ def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) 
     places = np.flatnonzero(flags)
     assert tuple(values.shape) == (len(places), rows), "it has more or fewer values than places"
     table = torch.from_numpy(offsets(layer, stored.geometry)).int()
-    data = torch.empty(len(places), rows + 1)
+    data = torch.empty(len(places), rows + 1, dtype=torch.float32)
     data[:, :rows] = values
     found, index = data[:, rows].view(torch.int32), [np.zeros(1, dtype=np.int64)]
     for start in slots.starts:

@@ -137,7 +137,7 @@ def _listed_stream(
     index[1:] = torch.bincount(entry, minlength=slots).cumsum(0)
 
     rows = packed.pattern.rows
-    data = torch.empty(len(order), rows + 1)
+    data = torch.empty(len(order), rows + 1, dtype=torch.float32)
     data[:, :rows] = packed.values[order]
     data[:, rows].view(torch.int32).copy_(
         table[_conv_groups(layer, packed.order, rows)[group], columns][order]

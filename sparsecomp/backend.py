@@ -214,7 +214,7 @@ def _name(node: fx.Node) -> str:
     source = getattr(node, "_dynamo_source", None)
     text = source.name if source is not None else node.name
     keys = ["".join(found) for found in _KEYS.findall(text() if callable(text) else text)]
-    kept = [key for key in keys[1:] if key not in ("_modules", "_parameters", "_buffers")]
+    kept = [key for key in keys[1:] if key not in ("_modules", "_parameters", "_buffers", "__dict__")]
     return ".".join(re.sub(r"\W", "_", key) for key in kept) or node.name
 
 

@@ -24,7 +24,7 @@ def tolerance(dtypes: Iterable[torch.dtype]) -> float:
 def relative_error(actual: Any, expected: Any) -> float:
     """max|y - y0| / max|y0|, the largest over corresponding tensors; inf where they do not correspond.
 
-    Non-finite values must agree exactly; tensors of integers must be equal.
+    Non-finite values must agree exactly; tensors of integers, and numbers and strings that are no tensors, must be equal.
     """
     left, left_structure = pytree.tree_flatten(actual)
     right, right_structure = pytree.tree_flatten(expected)
@@ -41,10 +41,14 @@ def _object_error(y: Any, y0: Any) -> float:
 
 
 def _tensor_error(y: Any, y0: Any) -> float:
+    if isinstance(y0, bool | int | float | complex | str | bytes):
+        return 0.0 if y == y0 or (y != y and y0 != y0) else float("inf")  # noqa: PLR0124  not a number
     if not isinstance(y0, Tensor):
         return _object_error(y, y0)
     if not isinstance(y, Tensor) or y.shape != y0.shape or y.dtype != y0.dtype:
         return float("inf")
+    if y0.is_complex():
+        y, y0 = torch.view_as_real(y.resolve_conj()), torch.view_as_real(y0.resolve_conj())
     if not y0.is_floating_point() or y0.numel() == 0:
         return 0.0 if torch.equal(y, y0) else float("inf")
     finite = y0.isfinite()

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sparsecomp.compare import relative_error
 from sparsecomp.errors import InputError
+from sparsecomp.state import changed, containers, state_of
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+SLIGHT = 1e-6
+"""Relative difference of outputs that rounding may make."""
 
 
 def copied_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -40,9 +44,13 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
         if isinstance(tensor, Tensor) and tensor.layout is torch.strided and 0 not in tensor.stride()
     }
     values = {key: tensor.detach().clone() for key, tensor in tensors.items()}
+    contents = [(held, held.copy()) for model in models for held in containers(model)]
     try:
         yield
     finally:
+        for held, content in contents:
+            held.clear()
+            held.extend(content) if isinstance(held, list) else held.update(content)
         for module, own, buffers in attributes:
             vars(module).clear()
             vars(module).update(own)
@@ -99,7 +107,9 @@ class Trial:
     kwargs: dict[str, Any]
     expected: Any
     changing: tuple[str, ...]
-    """Plain attributes of the model, by path, that every call changes."""
+    """Attributes and buffers of the model, by path, that calls change and that what comes after may depend on."""
+    written: tuple[str, ...] = ()
+    """Those that calls change, and outputs do not depend on: a feature map that is kept to be looked at, say."""
 
     @staticmethod
     def of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
@@ -108,17 +118,21 @@ class Trial:
             InputError: the model cannot be run on these inputs.
         """
         with unchanged(model):
-            before = plain_attributes(model)
+            start = state_of(model)
             first, kfirst = copied_call(args, kwargs)
             expected = run_example(model, first, kfirst)
-            after = plain_attributes(model)
-            if after != before:  # perhaps by the first call alone
-                before = after
+            after = state_of(model)
+            moved, counting, depends = changed(start, after), set[str](), False
+            if moved:
+                before, plain = after, plain_attributes(model)
                 again, kagain = copied_call(args, kwargs)
-                run_example(model, again, kagain)
-                after = plain_attributes(model)
-        changing = tuple(sorted(path for path, value in after.items() if before.get(path) != value))
-        return Trial(model, args, kwargs, expected, changing)
+                depends = relative_error(run_example(model, again, kagain), expected) > SLIGHT
+                after = state_of(model)
+                # what the first call alone changes is a cache; a counter may matter in some later call
+                counting = changed(plain, plain_attributes(model))
+                moved = moved | changed(before, after) if depends else changed(before, after)
+        changing = moved if depends else counting
+        return Trial(model, args, kwargs, expected, tuple(sorted(changing)), tuple(sorted(moved - changing)))
 
     def call(self) -> Call:
         """On copies of the arguments."""

@@ -114,7 +114,7 @@ class Layer:
 
     def example(self, generator: torch.Generator | None = None) -> Tensor:
         """Random activations of the example's shape, float32."""
-        return torch.randn(self.input_shape, generator=generator)
+        return torch.randn(self.input_shape, generator=generator, dtype=torch.float32)
 
 
 def padded_conv2d(

@@ -205,7 +205,8 @@ class SwappedForward:
 
     def _checked(self, runner: Runner, shape: tuple[int, ...]) -> Runner | None:
         """The runner, if it gives what the module gives."""
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # the user's is not touched
+        generator = torch.Generator("cpu").manual_seed(0)  # the user's is not touched
+        x = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         x = x.to(self.device, self.dtype)
         (y,) = runner.run([x])
         expected = self._dense(x.squeeze(2) if self.swap.layer.op == "conv1d" else x)

@@ -31,6 +31,7 @@ from sparsecomp.report import Report
 from sparsecomp.routes import Routes
 from sparsecomp.skeleton import Skeleton
 from sparsecomp.speed import alternating_seconds
+from sparsecomp.transforms import refuse_fakes, refuse_transforms
 from sparsecomp.trial import on_trial
 from sparsecomp.variant import Variant
 
@@ -137,7 +138,9 @@ class SparseModule(Kept):
         inputs = tuple(captured.flatten(args, kwargs))
         executable = self._compiler.compile(captured.graph, inputs, watch)
         variant = Variant(captured, executable)
-        notes = tuple(filter(None, (*reasons, captured.note, self._computed_weights())))
+        written = ", ".join(trial.written)
+        kept = f"calls do not update {written}: no output depends on it" if written else ""
+        notes = tuple(filter(None, (*reasons, captured.note, kept, self._computed_weights())))
         report = executable.report(self._options, "whole graph", notes)
         if not self._compiler.settled:
             self._report = replace(
@@ -223,6 +226,7 @@ class SparseModule(Kept):
     # Calling ---------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        refuse_transforms()
         known = self._routes.find(args, kwargs) if self._ready else None
         if known is not None and not torch.is_autocast_enabled(self._device):
             return known[0].run(known[1])
@@ -244,11 +248,12 @@ class SparseModule(Kept):
     def _dispatch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.is_autocast_enabled(self._device):
             return self._run_dense(args, kwargs)  # what runs in which type is PyTorch's to say
-        if not self._variants:
-            return self._eager(*args, **kwargs)
-        known = self._routes.find(args, kwargs)
+        known = self._routes.find(args, kwargs) if self._variants else None
         if known is not None:
             return known[0].run(known[1])
+        refuse_fakes(args, kwargs)
+        if not self._variants:
+            return self._eager(*args, **kwargs)
         variant = self._covering(args, kwargs) or self._further_variant(args, kwargs)
         if variant is None:
             return self._eager(*args, **kwargs)

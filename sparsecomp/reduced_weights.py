@@ -57,6 +57,6 @@ def restored(
             mask = torch.from_numpy(bits).bool().reshape(shape)
         else:
             mask = torch.rand(shape, generator=generator) < how["density"]
-        random = torch.randn(shape, generator=generator) * how["scale"]
+        random = torch.randn(shape, generator=generator, dtype=torch.float32) * how["scale"]
         weights[name] = (random * mask).to(dtypes[name])
     return weights

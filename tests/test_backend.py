@@ -413,3 +413,28 @@ def test_a_bert() -> None:
                 found.last_hidden_state, expected.last_hidden_state, rtol=1e-3, atol=1e-4
             )
     assert any(len(report.sparse_layers) >= 18 for report in backend.reports())
+
+
+class Counting(nn.Module):
+    """Writes to an attribute of its own at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.linear(x) * self.calls
+        return y
+
+
+def test_a_module_may_write_to_its_own_attributes() -> None:
+    torch.manual_seed(0)
+    model, other = Counting().eval(), Counting().eval()
+    other.load_state_dict(model.state_dict())
+    compiled = torch.compile(model, backend="sparsecomp")
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(8, 64)
+            assert torch.allclose(compiled(x), other(x), atol=1e-4)

@@ -268,7 +268,7 @@ def _captured(graphs: Any) -> Iterator[CapturedGraph]:
     """
     if not isinstance(graphs, list):
         raise ArtifactError("its graphs are no list")
-    nothing = torch.empty(0)
+    nothing = torch.empty(0, dtype=torch.float32)
     for entry in graphs:
         if not isinstance(entry, dict) or set(entry) != {"contract", "graph"}:
             raise ArtifactError("its graphs lack a graph or a contract")
