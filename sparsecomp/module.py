@@ -139,8 +139,8 @@ class SparseModule(Kept):
         executable = self._compiler.compile(captured.graph, inputs, watch)
         variant = Variant(captured, executable)
         written = ", ".join(trial.written)
-        kept = f"calls do not update {written}: no output depends on it" if written else ""
-        notes = tuple(filter(None, (*reasons, captured.note, kept, self._computed_weights())))
+        note = f"calls do not update {written}: no output depends on it" if written else ""
+        notes = tuple(filter(None, (*reasons, captured.note, note, self._computed_weights())))
         report = executable.report(self._options, "whole graph", notes)
         if not self._compiler.settled:
             self._report = replace(
