@@ -32,7 +32,7 @@ def zeros(count: int) -> Tensor:
 
 
 class Pages:
-    """Tensors that live as long as each other, side by side. A page is given back when the last tensor on it dies."""
+    """Tensors that live as long as each other, side by side. Memory is given back a chunk at a time, when the last tensor in it dies."""
 
     def __init__(self) -> None:
         self._region = memoryview(b"")
