@@ -49,9 +49,14 @@ def _form(value: Any, depth: int) -> Any:
         return type(value), [(key, _form(held, depth - 1)) for key, held in value.items()]
     if depth and isinstance(value, list | tuple):
         return type(value), [_form(held, depth - 1) for held in value]
-    if depth and type(value).__module__ != "builtins" and hasattr(value, "__dict__") and not callable(value):
+    if depth and _is_object(value):
         return Same(value), _form(vars(value), 1)
     return Same(value)
+
+
+def _is_object(value: Any) -> bool:
+    """Whether it is of the user's own kind, with attributes that a call may change."""
+    return type(value).__module__ != "builtins" and hasattr(value, "__dict__") and not callable(value)
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
@@ -60,7 +65,7 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
 
 
 def containers(model: nn.Module) -> Iterator[Any]:
-    """Lists and dictionaries that the model's modules hold as attributes."""
+    """Lists and dictionaries that the model's modules hold as attributes, and the attributes of objects there."""
     for module in model.modules():
         for key, value in vars(module).items():
             if key not in _OWN:
@@ -68,6 +73,8 @@ def containers(model: nn.Module) -> Iterator[Any]:
 
 
 def _nested(value: Any, depth: int) -> Iterator[Any]:
+    if depth and not isinstance(value, Tensor) and _is_object(value) and type(vars(value)) is dict:
+        yield vars(value)
     if depth and type(value) in (list, dict):
         yield value
     if depth and type(value) in (list, tuple, dict):

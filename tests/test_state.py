@@ -64,6 +64,18 @@ def in_a_tuple(model: Any, y: Tensor) -> Tensor:
     return result
 
 
+class Memory:
+    """An object that a model holds."""
+
+    hidden: Any = 0.0
+
+
+def in_an_object(model: Any, y: Tensor) -> Tensor:
+    model.memory.hidden = torch.tanh(y + model.memory.hidden)
+    hidden: Tensor = model.memory.hidden
+    return hidden
+
+
 @pytest.mark.parametrize(
     ("step", "attributes"),
     [
@@ -72,6 +84,7 @@ def in_a_tuple(model: Any, y: Tensor) -> Tensor:
         (remembering, {"before": None}),
         (first_kept, {"before": None}),
         (in_a_tuple, {"steps": (0,)}),
+        (in_an_object, {"memory": Memory()}),
     ],
 )
 def test_what_a_call_leaves_to_the_next_reaches_it(step: Any, attributes: dict[str, Any]) -> None:
