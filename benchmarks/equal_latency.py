@@ -114,7 +114,7 @@ def _text(seed: int, quick: bool) -> Trained:
     torch.manual_seed(seed)
     text, model = Text.of_python(), ByteTransformer(width=64, heads=2, depth=2, length=LENGTH)
     fit_text(model, text, 5 if quick else 400, LENGTH, seed)
-    seen = text.windows(128, LENGTH, torch.Generator().manual_seed(1000 + seed))
+    seen = text.windows(512, LENGTH, torch.Generator().manual_seed(1000 + seed))
     held_out = text.held_out_windows(16 if quick else 192, LENGTH)
     return Trained(model, torch.split(seen, 32), lambda pruned: bits_per_byte(pruned, held_out))
 

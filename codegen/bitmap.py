@@ -20,15 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sparsecomp.codegen.shares import balance
+from sparsecomp.codegen.shares import UNIT, balance
 from sparsecomp.pattern import PackedRows, unpack
 
 BLOCK = 16
 """Columns expanded at once: the lanes of a vector."""
 GROUP = 4
 """Rows whose bits are one mask."""
-UNIT = 16
-"""Rows finished together."""
 EXPANSION_COST = 5
 """Expanding a block of a row takes about as long as reading this many values from memory; whichever is longer
 decides (Zen 4: 3 cycles against 27 GB/s)."""

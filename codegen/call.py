@@ -17,7 +17,7 @@ from sparsecomp.codegen.timings import Key, Record, layer_key
 from sparsecomp.geometry import Geometry, TokenRows
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, list_lengths
-from sparsecomp.region import AnySchedule, FewTokens, RowsKernelChoice
+from sparsecomp.region import AnySchedule, RowsKernelChoice, is_tokens_first
 from sparsecomp.section import Section, SectionOp
 
 
@@ -91,7 +91,7 @@ def single(layer: Layer, epilogue: str = "", tokens_first: bool = False) -> Sect
 
 def grid_for(schedule: AnySchedule, geometry: Geometry) -> Geometry:
     """Where the kernel's input lies, given where that of gathered rows does."""
-    return TokenRows() if isinstance(schedule, FewTokens) else geometry
+    return TokenRows() if is_tokens_first(schedule) else geometry
 
 
 def kernel_of(how: RowsKernelChoice | None) -> str:

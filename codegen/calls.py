@@ -16,6 +16,7 @@ from sparsecomp.codegen.cpu.gathered_rows import RowsKernel, gathered_rows
 from sparsecomp.codegen.cpu.mean import MeanKernel, mean
 from sparsecomp.codegen.cpu.norm_rows import NormRowsKernel, norm_rows
 from sparsecomp.codegen.cpu.norms import NormKernel, norm
+from sparsecomp.codegen.cpu.octet_rows import OctetRows, octet_rows
 from sparsecomp.codegen.cpu.planes import CopyPlanes, copy_planes
 from sparsecomp.codegen.cpu.taps import TapsKernel, taps
 from sparsecomp.codegen.cpu.tokens import (
@@ -38,6 +39,7 @@ from sparsecomp.region import (
     Enter,
     Exit,
     FewTokens,
+    FewWeights,
     OnGpu,
     Region,
     Rows,
@@ -54,6 +56,7 @@ Where = TypeVar("Where")
 RULES: Mapping[type, Callable[[str, Any, Machine], Any]] = {
     RowsKernel: gathered_rows,
     BitmapRows: bitmap_rows,
+    OctetRows: octet_rows,
     CopyRows: copy_rows,
     EnterTokens: enter_tokens,
     ExitTokens: exit_tokens,
@@ -126,11 +129,13 @@ def _masked(value: Value) -> bool:
     return isinstance(value.geometry, Planes) and value.zero_pads
 
 
-def _rows(call: Rows, region: Region, machine: Machine) -> RowsKernel | BitmapRows | TapsKernel:
+def _rows(call: Rows, region: Region, machine: Machine) -> RowsKernel | BitmapRows | OctetRows | TapsKernel:
     target, tensors = region.value[call.target], [region.value[name] for name in call.tensors]
     if isinstance(call.schedule, FewTokens):
         few, dense = call.schedule, call.pattern.shared and not call.schedule.in_place
         return BitmapRows(*call.shape, call.epilogue, dense, few.in_place, few.ahead)
+    if isinstance(call.schedule, FewWeights):
+        return OctetRows(*call.shape, call.epilogue, call.schedule.ahead)
     if isinstance(call.schedule, Depthwise):
         return _reduction("weighted", call.taps, 1.0, call, region, machine)
     assert isinstance(call.schedule, Schedule)
@@ -328,7 +333,7 @@ def order_arguments(
     """Of a layer's kernel: the parts of its stream; x, y and the mask; operands of the epilogue."""
     x, y, mask = places
     match schedule:
-        case FewTokens():
+        case FewTokens() | FewWeights():
             return [*weight, x, y, *operands]
         case Depthwise():
             return [x, y, mask, weight[1], *operands]

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from sparsecomp.codegen.bitmap import BLOCK
 from sparsecomp.codegen.machine import Machine
+from sparsecomp.codegen.octets import OCTET, WORDS
 from sparsecomp.codegen.schedules import pass_bytes
 from sparsecomp.codegen.timings import Record
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import RowBlocks
-from sparsecomp.region import Depthwise, FewTokens, OnGpu, RowsKernelChoice, Schedule
+from sparsecomp.region import Depthwise, FewTokens, FewWeights, OnGpu, RowsKernelChoice, Schedule
 
 Work = Mapping[str, float]
 """Amount of each kind of work."""
@@ -55,6 +56,8 @@ def work_of(
     match how.schedule:
         case FewTokens():
             return _few_tokens(layer, entries, how, how.schedule, machine)
+        case FewWeights():
+            return _few_weights(layer, entries, how.schedule)
         case Depthwise():
             return _depthwise(layer, geometry, machine)
         case OnGpu():
@@ -73,6 +76,19 @@ def _few_tokens(
         "calls": 1.0,
         "multiply-adds": vectors * layer.output_size[1],
         "entries": 0.0 if dense else vectors,  # each is expanded
+        "stream bytes": streamed,
+        "unfetched bytes": 0.0 if schedule.ahead else streamed,
+    }
+
+
+def _few_weights(layer: Layer, entries: float, schedule: FewWeights) -> dict[str, float]:
+    octets, tokens = entries / OCTET + layer.rows / 2, layer.output_size[1]  # a row's last one is half full
+    streamed = octets * WORDS * FLOAT
+    return dict.fromkeys(STARTING_COSTS, 0.0) | {
+        "calls": 1.0,
+        "multiply-adds": octets * tokens,
+        "loads": octets * OCTET * tokens,  # each float of X by itself
+        "visits": float(layer.rows * tokens),
         "stream bytes": streamed,
         "unfetched bytes": 0.0 if schedule.ahead else streamed,
     }

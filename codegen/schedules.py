@@ -11,7 +11,16 @@ from sparsecomp.codegen.machine import Machine
 from sparsecomp.geometry import FLOAT, TILE, Geometry, Planes, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import IN_PLACE, RowBlocks
-from sparsecomp.region import FEW_TOKENS, ON_GPU, AnySchedule, Depthwise, FewTokens, OnGpu, Schedule
+from sparsecomp.region import (
+    FEW_TOKENS,
+    ON_GPU,
+    AnySchedule,
+    Depthwise,
+    FewTokens,
+    FewWeights,
+    OnGpu,
+    Schedule,
+)
 
 STREAM_AHEAD = 128
 """Floats of the stream fetched ahead: eight cache lines."""
@@ -24,14 +33,14 @@ FEW_TOKENS_AHEAD = (512, 0, 256, 1024)
 SHARES_OF_L1 = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 0.0)
 """Of the L1 cache, that X may fill in a pass; 0 for a single pass."""
 VERY_FEW_TOKENS = 4
-"""Up to so many nothing else is: vectors of tokens would be filled to a quarter."""
+"""Up to so many nothing else is worth timing: vectors of tokens would be filled to a quarter."""
 
 
 def candidates(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
     """All schedules worth timing for the layer."""
-    few = few_tokens(layer, pattern, machine)
+    few: list[AnySchedule] = [*few_weights(layer, pattern), *few_tokens(layer, pattern, machine)]
     if only_few_tokens(layer, machine) or pattern == IN_PLACE:
-        return list(few)
+        return few
     depthwise = layer.groups == layer.rows > 1 and layer.weight_shape[1] == 1 and pattern == RowBlocks(1)
     return [*[Depthwise()] * depthwise, *schedules(layer, geometry, pattern, machine), *few]
 
@@ -51,6 +60,12 @@ def few_tokens(layer: Layer, pattern: RowBlocks, machine: Machine) -> list[FewTo
     return [FewTokens(0)] if pattern.shared else [FewTokens(512), FewTokens(0)]
 
 
+def few_weights(layer: Layer, pattern: RowBlocks) -> list[FewWeights]:
+    """The kernel for few tokens and few weights, where it serves the layer."""
+    serves = layer.op == "linear" and layer.output_size[1] <= VERY_FEW_TOKENS and pattern == RowBlocks(1)
+    return [FewWeights()] if serves else []
+
+
 def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[Schedule]:
     """Vectors per row limited by registers and fitted to the plane, passes fitted to the L1 cache."""
     found = []
@@ -63,6 +78,8 @@ def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Mac
 def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine) -> list[AnySchedule]:
     """Every schedule worth a trial, `candidates` first: vectors as registers hold them, passes on a grid."""
     found = candidates(layer, geometry, pattern, machine)
+    if few_weights(layer, pattern):
+        found += [FewWeights(ahead) for ahead in FEW_TOKENS_AHEAD]
     if few_tokens(layer, pattern, machine):
         found += [FewTokens(ahead, pattern == IN_PLACE) for ahead in FEW_TOKENS_AHEAD]
     if only_few_tokens(layer, machine) or pattern == IN_PLACE:
@@ -158,6 +175,8 @@ def parse_schedule(text: str) -> AnySchedule:
     for kind, in_place in (("bitmap P", False), ("in place P", True)):
         if text.startswith(kind) and text.removeprefix(kind).isdecimal():
             return FewTokens(int(text.removeprefix(kind)), in_place)
+    if text.startswith("octets P") and text.removeprefix("octets P").isdecimal():
+        return FewWeights(int(text.removeprefix("octets P")))
     if text == "depthwise":
         return Depthwise()
     if text.startswith(ON_GPU) and text != ON_GPU:

@@ -14,6 +14,9 @@ WIDE = 24
 has stored itself. The cache lines of a narrow one lie too close together for one thread to leave another's alone,
 so threads share its rows or channels."""
 
+UNIT = 16
+"""Rows that a kernel for few tokens finishes together, a vector or several: it shares its work by units of rows."""
+
 
 def balance(work: Tensor) -> Tensor:
     """int32 [SHARES + 1]: the units of work, given the work of each, at which the work so far passes each 64th."""

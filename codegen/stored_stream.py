@@ -2,13 +2,14 @@
 
     as it is   the parts of the stream
     bitmap     of lists per block: the values, and a bit for each place a value can be at, in the order of the
-               stream. Index and offsets follow from the bits.
+               stream. Index and offsets follow from the bits. Of octets: the same of the matrix, row by row
 
 A bit per place costs less than four bytes of offset per block of values unless 31 of 32 places are empty.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.codegen.stream import Stream, columns_of, conv_group_of
+from sparsecomp.codegen.octets import read_places
+from sparsecomp.codegen.stream import Stream, columns_of, conv_group_of, make_stream, read_stream
 from sparsecomp.errors import ArtifactError
 from sparsecomp.geometry import Geometry, offsets
 from sparsecomp.layer import Layer
-from sparsecomp.region import AnySchedule, RowsKernelChoice, Schedule
+from sparsecomp.pattern import pack
+from sparsecomp.region import AnySchedule, FewWeights, RowsKernelChoice, Schedule
 
 Form = Literal["as it is", "bitmap"]
 
@@ -44,9 +47,13 @@ def store(stream: Stream, how: RowsKernelChoice) -> StoredStream:
     """The smaller of the forms that the stream has."""
     plain = (stream.index, stream.data, stream.balance, stream.order)
     whole = StoredStream(stream.layer, stream.geometry, how, "as it is", plain)
-    if not _listed(stream):
+    parts: tuple[Tensor, ...]
+    if _listed(stream):
+        parts = (*_bitmap(stream), stream.balance, stream.order)
+    elif isinstance(stream.schedule, FewWeights):
+        parts = _matrix_bitmap(read_stream(stream))
+    else:
         return whole
-    parts = (*_bitmap(stream), stream.balance, stream.order)
     bitmap = StoredStream(stream.layer, stream.geometry, how, "bitmap", parts)
     return min(whole, bitmap, key=lambda stored: stored.nbytes)
 
@@ -67,6 +74,9 @@ def restore(stored: StoredStream) -> Stream:
             index, data, balance, order = stored.parts
             parts = (index, data, balance, order)
             _check_index(index, data, stored)
+        elif isinstance(how.schedule, FewWeights):
+            matrix = _matrix(stored.parts, (layer.rows, layer.columns))
+            return make_stream(pack(matrix, how.pattern), layer, geometry, how.schedule)
         else:
             assert isinstance(how.schedule, Schedule)
             values, bits, balance, order = stored.parts
@@ -86,6 +96,12 @@ def _check_index(index: Tensor, data: Tensor, stored: StoredStream) -> None:
         assert int(index[0]) == 0, "its index does not begin at 0"
         assert bool((index.diff() >= 0).all()), "its index falls"
         assert int(index[-1]) * (pattern.rows + 1) == data.numel(), "its index ends elsewhere than its data"
+    if isinstance(schedule, FewWeights):
+        row, columns = read_places(index, data)
+        assert bool((row < stored.layer.rows).all()), "it has weights in rows that there are none of"
+        assert bool((columns >= 0).all() and (columns < stored.layer.columns).all()), (
+            "it has weights beside the matrix"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +143,21 @@ def _bitmap(stream: Stream) -> tuple[Tensor, Tensor]:
     flags = np.zeros(slots.count, dtype=bool)
     flags[places.numpy()] = True
     return entries[:, :rows].contiguous(), torch.from_numpy(np.packbits(flags, bitorder="little"))
+
+
+def _matrix_bitmap(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and bits, row by row."""
+    kept = matrix != 0
+    return matrix[kept], torch.from_numpy(np.packbits(kept.numpy(), bitorder="little"))
+
+
+def _matrix(parts: tuple[Tensor, ...], shape: tuple[int, int]) -> Tensor:
+    """Inverse of `_matrix_bitmap`."""
+    values, bits = parts
+    flags = np.unpackbits(bits.numpy(), count=math.prod(shape), bitorder="little").view(bool)
+    matrix = torch.zeros(shape)
+    matrix[torch.from_numpy(flags).reshape(shape)] = values
+    return matrix
 
 
 def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) -> tuple[Tensor, Tensor]:

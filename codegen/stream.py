@@ -16,12 +16,21 @@ import torch
 from torch import Tensor
 
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap, shares_of
+from sparsecomp.codegen.octets import Octets, make_octets, read_octets
 from sparsecomp.codegen.pages import Pages
 from sparsecomp.codegen.shares import balance
 from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
-from sparsecomp.region import AnySchedule, Depthwise, FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import (
+    AnySchedule,
+    Depthwise,
+    FewTokens,
+    FewWeights,
+    RowsKernelChoice,
+    Schedule,
+    is_tokens_first,
+)
 
 GROUP_COST = 4
 """Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
@@ -38,8 +47,8 @@ class Stream:
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
     order: int32 [blocks * R], the row of the weight that each row of a block is.
 
-    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`). Of a
-    depthwise convolution `data` has the weight as it is, and the others are empty.
+    For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`); or
+    octets (`codegen/octets.py`), and `order` is empty. Of a depthwise convolution `data` has the weight as it is, and the others are empty.
     """
 
     layer: Layer
@@ -81,7 +90,7 @@ class Stream:
     @property
     def kept(self) -> int:
         """Length of the shared list, 0 without one."""
-        listed = self.pattern.shared and not isinstance(self.schedule, FewTokens)
+        listed = self.pattern.shared and not is_tokens_first(self.schedule)
         return len(self.index) if listed else 0
 
     @property
@@ -106,8 +115,12 @@ def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: 
         made = make_bitmap(packed)
         parts = (made.index, made.values, made.balance, made.masks)
         return Stream(layer, geometry, packed.pattern, schedule, *parts)
+    nothing = torch.empty(0, dtype=torch.int32)
+    if isinstance(schedule, FewWeights):
+        octets = make_octets(packed)
+        parts = (octets.index, octets.data, octets.balance, nothing)
+        return Stream(layer, geometry, packed.pattern, schedule, *parts)
     if isinstance(schedule, Depthwise):
-        nothing = torch.empty(0, dtype=torch.int32)
         weights = unpack(packed).flatten()
         return Stream(layer, geometry, packed.pattern, schedule, nothing, weights, nothing, nothing)
     assert isinstance(schedule, Schedule)
@@ -171,6 +184,9 @@ def read_stream(stream: Stream) -> Tensor:
     if isinstance(stream.schedule, FewTokens):
         shape = (layer.rows, layer.columns)
         return read_bitmap(Bitmap(shape, stream.index, stream.order, stream.data, stream.balance))
+    if isinstance(stream.schedule, FewWeights):
+        shape = (layer.rows, layer.columns)
+        return read_octets(Octets(shape, stream.index, stream.data, stream.balance))
     if isinstance(stream.schedule, Depthwise):
         return stream.data.reshape(layer.rows, layer.columns)
     assert isinstance(stream.schedule, Schedule)

@@ -53,6 +53,17 @@ class FewTokens:
 
 
 @dataclass(frozen=True)
+class FewWeights:
+    """The kernel for few tokens and few weights, which reads these in octets: eight at once, with a byte for each column."""
+
+    ahead: int = 512
+    """Floats of the weights fetched ahead of use; 0 for none."""
+
+    def __str__(self) -> str:
+        return f"octets P{self.ahead}"
+
+
+@dataclass(frozen=True)
 class Depthwise:
     """The kernel for depthwise convolutions: all taps, whose places are known when it is compiled."""
 
@@ -74,7 +85,12 @@ class OnGpu:
 
 
 ON_GPU = "GPU "
-AnySchedule = Schedule | FewTokens | Depthwise | OnGpu
+AnySchedule = Schedule | FewTokens | FewWeights | Depthwise | OnGpu
+
+
+def is_tokens_first(schedule: AnySchedule) -> bool:
+    """Whether its kernel takes activations as PyTorch has them."""
+    return isinstance(schedule, FewTokens | FewWeights)
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,7 @@ class RowsKernelChoice:
     @property
     def tokens_first(self) -> bool:
         """Whether its activations lie as PyTorch has them."""
-        return isinstance(self.schedule, FewTokens)
+        return is_tokens_first(self.schedule)
 
     def __str__(self) -> str:
         if isinstance(self.schedule, OnGpu):

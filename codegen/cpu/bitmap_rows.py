@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.bitmap import BLOCK, GROUP, UNIT
+from sparsecomp.codegen.bitmap import BLOCK, GROUP
 from sparsecomp.codegen.cpu.emit import Accumulators, Expr, i64, kernel, load, prefetch, splat
-from sparsecomp.codegen.cpu.epilogues import HEAVY_STEPS, VECTOR_FORMS
+from sparsecomp.codegen.cpu.unit_finish import UnitFinish, lane_sum, operand_names, summation
 from sparsecomp.codegen.machine import Machine
-from sparsecomp.codegen.shares import SHARES
-from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.codegen.shares import SHARES, UNIT
 
 STREAMS = 2
 """Units walked at once, in different parts of the values; but one where AVX2 expands, which is busier with that than
@@ -62,14 +61,6 @@ define linkonce_odr <8 x float> @sparsecomp_spread(<8 x float> %values, i32 %mas
   ret <8 x float> %result
 }}
 """
-SUM = """
-declare float @llvm.vector.reduce.fadd.v{lanes}f32(float, <{lanes} x float>)
-define linkonce_odr float @sparsecomp_sum(<{lanes} x float> %v) #0 {{
-  %result = call reassoc float @llvm.vector.reduce.fadd.v{lanes}f32(float -0.0, <{lanes} x float> %v)
-  ret float %result
-}}
-attributes #0 = {{ alwaysinline nounwind "target-cpu"="{cpu}" }}
-"""
 
 
 def refusal(machine: Machine) -> str:
@@ -102,11 +93,9 @@ def bitmap_rows(name: str, spec: BitmapRows, machine: Machine) -> tvm.tirx.PrimF
     Nothing is read or written outside x, y and the operands. Parts share the rows.
     """
     assert not refusal(machine), refusal(machine)
-    kinds = [STEPS[step] for step in split_steps(spec.epilogue)]
-    operands = [(f"operand{i}", "float32") for i, kind in enumerate(kinds) if kind != "none"]
     mask = "uint64" if machine.lanes == BLOCK else "uint8"  # of four rows, or of a vector
     pointers = [("index", "int32"), ("masks", mask), ("values", "float32"), ("balance", "int32")]
-    pointers += [("x", "float32"), ("y", "float32"), *operands]
+    pointers += [("x", "float32"), ("y", "float32"), *operand_names(spec.epilogue)]
 
     def body(*arguments: Expr) -> None:
         *buffers, part, parts, tokens = arguments
@@ -124,7 +113,7 @@ def _intrinsics(machine: Machine) -> str:
         ]
     else:
         texts = [SPREAD.format(places=", ".join(f"i64 {_places(mask)}" for mask in range(256)))]
-    return "".join(texts) + SUM.format(cpu=machine.cpu, lanes=machine.lanes)
+    return "".join(texts) + summation(machine.lanes, machine)
 
 
 def _places(mask: int) -> int:
@@ -137,7 +126,8 @@ class _Emitter:
     def __init__(self, spec: BitmapRows, buffers: Sequence[Expr], tokens: Expr, lanes: int) -> None:
         self.spec, self.tokens, self.lanes = spec, tokens, lanes
         self.streams = STREAMS if lanes == BLOCK or spec.dense or spec.in_place else 1
-        self.index, self.masks, self.values, self.balance, self.x, self.y, *self.operands = buffers
+        self.index, self.masks, self.values, self.balance, self.x, y, *operands = buffers
+        self.unit_finish = UnitFinish(spec.epilogue, spec.rows, y, operands)
 
     def part(self, part: Expr, parts: Expr) -> None:
         """Units of the part, the first half along with the second. Where they are odd in number one is computed
@@ -188,7 +178,8 @@ class _Chunk:
             with T.serial(T.int32(UNIT // GROUP)) as group:
                 self.group(group)
         with T.serial(T.int32(count)) as s, T.serial(T.int32(self.size)) as t:
-            self.finish(T.bind(self.rows[s]), self.token(t), T.bind((s * self.size + t) * UNIT))
+            at = T.bind((s * self.size + t) * UNIT)
+            self.emitter.unit_finish.emit(self.sums, at, T.bind(self.rows[s]), self.token(t))
 
     def token(self, t: Expr) -> Expr:
         return T.bind(i64(T.min(self.first + t, self.emitter.tokens - 1)))
@@ -207,7 +198,7 @@ class _Chunk:
             self.block(T.int64(self.whole), masks, sums, self.rest)
         for i in range(len(self.units) * self.size):
             for r in range(GROUP):
-                total = T.call_extern("float32", "sparsecomp_sum", sums[i * GROUP + r])
+                total = lane_sum(sums[i * GROUP + r], self.lanes)
                 T.buffer_store(self.sums, total, [i * UNIT + group * GROUP + r])
 
     def block(self, block: Expr, masks: Sequence[Expr], sums: Accumulators, columns: int) -> None:
@@ -239,7 +230,7 @@ class _Chunk:
         for s in range(count):
             for i in range(1, AT_ONCE):
                 sums[s * AT_ONCE] = sums[s * AT_ONCE] + sums[s * AT_ONCE + i]
-            total = T.call_extern("float32", "sparsecomp_sum", sums[s * AT_ONCE])
+            total = lane_sum(sums[s * AT_ONCE], self.lanes)
             T.buffer_store(self.sums, total, [s * UNIT + row])
 
     def multiply(
@@ -306,42 +297,3 @@ class _Chunk:
         inside = lanes < T.Broadcast(T.int32(columns), self.lanes)
         loaded = T.masked_load(f"float32x{self.lanes}", buffer, T.Ramp(start, T.int64(1), self.lanes), inside)
         return T.Select(inside, loaded, splat(0.0, self.lanes))
-
-    # Epilogue ------------------------------------------------------------------------------------------
-
-    def finish(self, row: Expr, token: Expr, at: Expr) -> None:
-        """The epilogue's steps in order, on 16 rows of a token, then the store."""
-        start = T.bind(token * self.spec.rows + row)
-        y = T.bind(load(self.sums, at, UNIT))
-        operands = iter(self.emitter.operands)
-        for step in split_steps(self.spec.epilogue):
-            match step:
-                case "bias":
-                    y = T.bind(y + self.load_rows(next(operands), row, row))
-                case "scale":
-                    y = T.bind(y * self.load_rows(next(operands), row, row))
-                case "add":
-                    y = T.bind(y + self.load_rows(next(operands), start, row))
-                case "multiply":
-                    y = T.bind(y * self.load_rows(next(operands), start, row))
-                case _ if step in HEAVY_STEPS:
-                    # Through a register: TVM's simplifier writes an expression out at each of its uses.
-                    register = Accumulators(2, UNIT)
-                    register[0] = y
-                    register[1] = VECTOR_FORMS[step](register[0], UNIT)
-                    y = register[1]
-                case _:
-                    y = VECTOR_FORMS[step](y, UNIT)
-        if self.spec.rows % UNIT:
-            T.evaluate(T.masked_store(self.emitter.y, y, T.Ramp(start, T.int64(1), UNIT), self.inside(row)))
-        else:
-            T.buffer_store(self.emitter.y, y, [slice(start, start + UNIT)])
-
-    def load_rows(self, operand: Expr, start: Expr, row: Expr) -> Expr:
-        if not self.spec.rows % UNIT:
-            return load(operand, start, UNIT)
-        return T.masked_load("float32x16", operand, T.Ramp(start, T.int64(1), UNIT), self.inside(row))
-
-    def inside(self, row: Expr) -> Expr:
-        """Which of 16 rows there are."""
-        return T.Ramp(row, T.int64(1), UNIT) < T.Broadcast(T.int64(self.spec.rows), UNIT)

@@ -2,79 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
-import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, shares_of
-from sparsecomp.codegen.build import build
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows, refusal
-from sparsecomp.codegen.machine import Machine, machine_of
-from sparsecomp.epilogue import STEPS, apply, split_steps
+from sparsecomp.codegen.machine import machine_of
+from sparsecomp.epilogue import STEPS, apply
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.target import Target
+from tests.codegen.tokens_first import MACHINE, compiled, guarded, operand_kinds, run
 
-MACHINE = machine_of(Target())
-GUARD = 16
-"""Floats before and behind every tensor that a kernel must not read (NaN) or write."""
 runs_here = pytest.mark.skipif(bool(refusal(MACHINE)), reason=refusal(MACHINE))
 
 
-def operand_kinds(epilogue: str) -> list[str]:
-    return [STEPS[step] for step in split_steps(epilogue) if STEPS[step] != "none"]
-
-
-@cache
-def compiled(*specs: BitmapRows, machine: Machine = MACHINE) -> Any:
-    """A module of one public function for each kernel: f0, f1, ..."""
-    kernels = {f"kernel{i}": bitmap_rows(f"kernel{i}", spec, machine) for i, spec in enumerate(specs)}
-    module = tvm.IRModule(kernels)
-    for i, spec in enumerate(specs):
-        with IRBuilder() as builder, T.prim_func(s_tir=True):
-            T.func_name(f"f{i}")
-            pointers = [T.arg(f"p{p}", T.int64()) for p in range(6 + len(operand_kinds(spec.epilogue)))]
-            numbers = [T.arg(name, T.int32()) for name in ("part", "parts", "tokens")]
-            callee = module.get_global_var(f"kernel{i}")
-            T.evaluate(T.Call(callee, [*pointers, *numbers], ret_ty="void"))
-        module.update_func(tvm.ir.GlobalVar(f"f{i}"), builder.get())
-    return build(module, machine.tvm_target)
-
-
-def guarded(tensor: Tensor) -> Tensor:
-    """A copy, unaligned, with NaN on both sides of it in memory."""
-    padded = torch.full((tensor.numel() + 2 * GUARD + 1,), torch.nan)
-    view = padded[GUARD + 1 : len(padded) - GUARD].view(tensor.shape)
-    view.copy_(tensor)
-    return view
-
-
-def untouched_around(view: Tensor) -> bool:
-    whole = torch.empty(0).set_(view.untyped_storage())
-    return bool(whole.isnan()[: GUARD + 1].all() and whole.isnan()[len(whole) - GUARD :].all())
-
-
-def run(
-    function: Callable[..., None], bitmap: Bitmap, x: Tensor, operands: Sequence[Tensor], parts: int = 1
+def product(
+    spec: BitmapRows, bitmap: Bitmap, x: Tensor, operands: Sequence[Tensor] = (), parts: int = 1
 ) -> Tensor:
-    """y, in memory that held NaN; all parts, the last one first."""
-    held = [guarded(tensor) for tensor in (x, *operands)]
-    y = guarded(torch.full((len(x), bitmap.shape[0]), torch.nan))
     weights = (bitmap.index, bitmap.masks, bitmap.values, bitmap.balance)
-    addresses = [tensor.data_ptr() for tensor in (*weights, held[0], y, *held[1:])]
-    for part in reversed(range(parts)):
-        function(*addresses, part, parts, len(x))
-    assert untouched_around(y)
-    return y
+    return run(compiled(bitmap_rows, spec)["f0"], weights, spec.rows, x, operands, parts)
 
 
 @dataclass(frozen=True)
@@ -97,7 +49,7 @@ class Case:
                 x.double() @ matrix.double().T, spec.epilogue, [o.double() for o in operands], channel=-1
             )
             for split in parts:
-                actual = run(compiled(spec)["f0"], bitmap, x, operands, split)
+                actual = product(spec, bitmap, x, operands, split)
                 scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
                 torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)
 
@@ -160,7 +112,7 @@ def test_tokens_do_not_reach_each_other() -> None:
     matrix = torch.randn(18, 21)
     x = torch.randn(5, 21)
     x[1], x[3] = torch.nan, torch.inf
-    y = run(compiled(BitmapRows(18, 21, ""))["f0"], make_bitmap(pack(matrix, RowBlocks(1))), x, [])
+    y = product(BitmapRows(18, 21, ""), make_bitmap(pack(matrix, RowBlocks(1))), x)
     torch.testing.assert_close(y[::2], x[::2] @ matrix.T)
     assert y[1].isnan().all()
 
@@ -171,9 +123,10 @@ def test_several_kernels_in_a_module() -> None:
     specs = (BitmapRows(18, 21, ""), BitmapRows(18, 21, "relu"), BitmapRows(18, 21, "", dense=True))
     matrix, x = torch.randn(18, 21), torch.randn(2, 21)
     sparse, dense = (make_bitmap(pack(matrix, p)) for p in (RowBlocks(1), RowBlocks(4, shared=True)))
-    module, y = compiled(*specs), x @ matrix.T
+    module, y = compiled(bitmap_rows, *specs), x @ matrix.T
     for name, bitmap, expected in [("f0", sparse, y), ("f1", sparse, y.relu()), ("f2", dense, y)]:
-        torch.testing.assert_close(run(module[name], bitmap, x, []), expected)
+        weights = (bitmap.index, bitmap.masks, bitmap.values, bitmap.balance)
+        torch.testing.assert_close(run(module[name], weights, 18, x), expected)
 
 
 def test_needs_moves_of_avx2_or_avx512() -> None:
@@ -185,7 +138,7 @@ def test_needs_moves_of_avx2_or_avx512() -> None:
 
 def instructions(cpu: str) -> list[list[str]]:
     """Of a sparse kernel compiled for this processor: words of each line."""
-    module = compiled(BitmapRows(64, 64, ""), machine=machine_of(Target(cpu=cpu)))
+    module = compiled(bitmap_rows, BitmapRows(64, 64, ""), machine=machine_of(Target(cpu=cpu)))
     return [line.replace(",", " ").split() for line in module.mod.inspect_source("asm").splitlines()]
 
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecomp import ArtifactError
+from sparsecomp.codegen.octets import WORDS
 from sparsecomp.codegen.stored_stream import restore, store
 from sparsecomp.codegen.stream import Stream, make_stream
 from sparsecomp.geometry import TokenRows
 from sparsecomp.pattern import IN_PLACE, PATTERNS, RowBlocks, pack
-from sparsecomp.region import Depthwise, FewTokens, RowsKernelChoice, Schedule
+from sparsecomp.region import Depthwise, FewTokens, FewWeights, RowsKernelChoice, Schedule
 from tests.codegen.test_stream import LAYERS, allowed, random_matrix, stream_of
 
 
@@ -45,6 +46,35 @@ def test_streams_of_few_tokens_come_back(pattern: RowBlocks) -> None:
     back = restore(store(stream, RowsKernelChoice(pattern, schedule)))
     assert same(back, stream)
     assert back.in_place == stream.in_place
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.3, 1.0])
+def test_octets_come_back(density: float) -> None:
+    layer, how = LAYERS["linear"], RowsKernelChoice(RowBlocks(1), FewWeights())
+    stream = make_stream(pack(random_matrix(layer, density), how.pattern), layer, TokenRows(), how.schedule)
+    stored = store(stream, how)
+    assert stored.form == "bitmap"
+    assert stored.nbytes < stream.nbytes
+    assert same(restore(stored), stream)
+
+
+def test_octets_that_do_not_fit_are_refused() -> None:
+    layer, how = LAYERS["linear"], RowsKernelChoice(RowBlocks(1), FewWeights())
+    stream = make_stream(pack(random_matrix(layer, 0.3), how.pattern), layer, TokenRows(), how.schedule)
+    small = store(stream, how)
+    whole = replace(small, form="as it is", parts=(stream.index, stream.data, stream.balance, stream.order))
+    beside, beyond = stream.data.clone(), stream.index.clone()
+    beside[WORDS - 1] = torch.tensor(layer.columns, dtype=torch.int32).view(torch.float32)
+    beyond[-1] += 1
+    assert same(restore(whole), stream)
+    for stored in (
+        replace(whole, parts=(stream.index, beside, stream.balance, stream.order)),
+        replace(whole, parts=(beyond, stream.data, stream.balance, stream.order)),
+        replace(small, parts=(small.parts[0][1:], small.parts[1])),
+        replace(small, parts=(small.parts[0], small.parts[1][1:])),
+    ):
+        with pytest.raises(ArtifactError, match="weight of layer 'l'"):
+            restore(stored)
 
 
 def test_a_depthwise_stream_comes_back() -> None:
