@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from abc import abstractmethod
@@ -21,7 +22,7 @@ from sparsecomp.example import adopt_attributes
 if TYPE_CHECKING:
     from sparsecomp.choice import Choice
     from sparsecomp.codegen.stream import StreamStore
-    from sparsecomp.compile import Compiler
+    from sparsecomp.compile import Compiler, Options
     from sparsecomp.cut_weight import CutWeight
     from sparsecomp.layer import Layer
     from sparsecomp.report import Report
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 class Kept(DropIn):
     """Saves itself, comes back, and takes new values of the same pattern."""
 
+    _options: Options
     _compiler: Compiler
     _dynamic_shapes: Any
     _variants: list[Variant]
@@ -78,10 +80,20 @@ class Kept(DropIn):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are what `save` would write, with the graphs there are: like `sparsecomp.load` they
-        keep calls, weights and the report, and not the Python class."""
+        keep calls, weights and the report, and not the Python class. A module without a graph is kept as the model,
+        to be compiled at the first call."""
         with COMPILING, self._lock:
+            if not self._whole_graph:
+                return uncompiled, (self._model(), self._options, self._dynamic_shapes, self._report)
             self._check_savable()
             return revived, (artifact.module_bytes(self),)
+
+    def _model(self) -> nn.Module:
+        """A copy of the original, as the calls so far have left it."""
+        with self._skeleton.filled(self._compiler.weight) as model:
+            copied = copy.deepcopy(model)
+        adopt_attributes(copied, self._eager)
+        return copied
 
     def update_weights(self, model: nn.Module) -> None:
         """Take the values of another model of the same kind: a later checkpoint, say. Nothing is compiled or measured.
@@ -143,6 +155,15 @@ class Kept(DropIn):
         self._swap()
         self._first.remove()
         self._ready = True
+
+
+def uncompiled(model: nn.Module, options: Options, dynamic_shapes: Any, report: Report | None) -> Any:
+    """The module of a copy or pickle that has no graph. report: what is said until it is compiled."""
+    from sparsecomp.module import SparseModule
+
+    module = SparseModule(model, options, dynamic_shapes)
+    module._before = report
+    return module
 
 
 def revived(data: bytes) -> Any:

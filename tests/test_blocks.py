@@ -22,7 +22,7 @@ from sparsecomp.codegen.reference import StoredCost
 from sparsecomp.compare import relative_error
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PATTERNS
-from sparsecomp.region import FewTokens, RowsKernelChoice
+from sparsecomp.region import FewTokens, FewWeights, RowsKernelChoice
 from sparsecomp.target import Target
 from tests.passes.programs import Wired, let, sparse
 
@@ -331,11 +331,15 @@ def test_tiles_that_threads_do_alone_and_together(length: int, threads: int) -> 
 # Caches -----------------------------------------------------------------------------------------------------
 
 
-class FewTokensCost(StoredCost):
-    """Gives every layer the kernel for few tokens."""
+class TokensFirstCost(StoredCost):
+    """Gives every layer one kernel, which takes activations as PyTorch has them."""
+
+    def __init__(self, schedule: FewTokens | FewWeights) -> None:
+        super().__init__()
+        self.schedule = schedule
 
     def candidates(self, layer: Layer, matrix: Tensor) -> tuple[Candidate, ...]:
-        how = RowsKernelChoice(PATTERNS[0], FewTokens())
+        how = RowsKernelChoice(PATTERNS[0], self.schedule)
         return Candidate(DENSE, 2.0, stored=matrix.numel()), Candidate(str(how), 1.0, how=how, stored=1)
 
 
@@ -360,12 +364,15 @@ class Decode(nn.Module):
         return x + self.out(y.transpose(1, 2).flatten(2)), keys[:, :, -1:] + 0, values[:, :, -1:] + 0
 
 
+@pytest.mark.parametrize("schedule", [FewTokens(), FewWeights()], ids=str)
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("target", ["reference", "cpu"])
-def test_a_token_and_a_cache(target: str, key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if target == "cpu" and refusal(machine_of(Target())):
+def test_a_token_and_a_cache(
+    target: str, key_heads: int, schedule: FewTokens | FewWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if target == "cpu" and isinstance(schedule, FewTokens) and refusal(machine_of(Target())):
         pytest.skip("no kernels for few tokens on this machine")
-    monkeypatch.setattr(codegen, "meter", lambda target, threads: FewTokensCost())
+    monkeypatch.setattr(codegen, "meter", lambda target, threads: TokensFirstCost(schedule))
     calls = batches((1, WIDTH), (key_heads, 6, 8), (key_heads, 6, 8), others=(1, 5, 100))
     compiled = check(Decode(key_heads=key_heads), calls, target)
     held = str(compiled.report.regions[0].layers)

@@ -464,6 +464,38 @@ def test_a_module_that_holds_a_compiled_one_can_be_copied(plain: SparseModule, x
     assert same_bits(copy.deepcopy(outer)(x), outer(x))
 
 
+class Choosy(nn.Module):
+    """No graph can be captured of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, FEATURES)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        y: Tensor = self.layer(x)
+        return -y if float(y.detach().sum()) > 0 else y
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_module_without_a_graph_is_copied_and_compiled_again(
+    x: Tensor, way: Callable[[SparseModule], SparseModule], called: bool
+) -> None:
+    model = Choosy().eval()
+    compiled = compile_sparse(model, (x,)) if called else compile_sparse(model)
+    before, expected = compiled.calls, model(x)
+    back = way(compiled)
+    assert back.calls == before
+    if called:
+        assert str(back.report) == str(compiled.report)
+    model.layer.weight.detach().zero_()
+    assert relative_error(back(x), expected) < TOLERANCE
+    assert back.report.rung == (compiled.report.rung if called else back.report.rung)
+    assert back.calls > compiled.calls == before
+
+
 def test_a_pickle_from_elsewhere_says_that_kernels_are_made_again(
     native: SparseModule, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
