@@ -1,9 +1,9 @@
 """Plans of the same speed on real data: `python -m benchmarks.equal_latency`; `--help` lists the options.
 
 A network is trained, then planned to one latency in every way: with all structures, with each structure alone, with one
-sparsity in all layers, and as `sparsify` does, which takes the one of these that is best on calibration data: whose outputs
-move least; of the language model, where the text itself has the labels, which loses least (`sensitivity=`). What
-counts is the loss on data that neither training nor planning has seen. One-shot: nothing is trained after pruning.
+sparsity in all layers, and as `sparsify` does, which takes the one of these that is best on calibration data, and changes it
+where that is better still. Best is whose outputs move least; of the language model, where the text itself has the labels, which loses
+least (`sensitivity=`). What counts is the loss on data that neither training nor planning has seen. One-shot: nothing is trained after pruning.
 
 Latency is the sum of the layers' measured times, from a table that is measured once and kept beside the results: of
 networks so small the time of a whole one changes more from minute to minute than from plan to plan.
@@ -12,7 +12,6 @@ networks so small the time of a whole one changes more from minute to minute tha
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import logging
 import sys
@@ -37,8 +36,8 @@ from sparsecomp.progress import Watch
 from sparsecomp.pruning.candidate import default_candidates
 from sparsecomp.pruning.latency import LatencyTable
 from sparsecomp.pruning.prune import METHODS
-from sparsecomp.pruning.rivals import compare, rivals_of
-from sparsecomp.pruning.series import fingerprint, first_within
+from sparsecomp.pruning.rivals import best_of, rivals_of
+from sparsecomp.pruning.series import Choices, Series, fingerprint, first_within
 from sparsecomp.pruning.state import State
 from sparsecomp.pruning.subject import Example, Subject
 from sparsecomp.target import Target
@@ -214,21 +213,26 @@ def row(network: Network, seed: int, method: str, table: LatencyTable, quick: bo
     found: dict[str, Any] = {
         "dense": {"loss": trained.held_out(trained.model), "ms": subject.alone({}) * 1e3}
     }
-    models: dict[str, nn.Module] = {}
+    judged: dict[str, tuple[float, float]] = {}
 
-    def loss(choices: Any) -> float:
-        model = models[fingerprint(choices)] = subject.pruned(choices)[0]
-        return subject.judge(model)
+    def loss(choices: Choices) -> float:
+        key = fingerprint(choices)
+        if key not in judged:
+            model = subject.pruned(choices)[0]
+            judged[key] = subject.judge(model), trained.held_out(model)
+        return judged[key][0]
+
+    def told(series: Series) -> dict[str, Any]:
+        number = first_within(series, budget)
+        assert number is not None
+        choices = series.choices(number)
+        seen, held_out = judged[fingerprint(choices)]
+        return {"loss": held_out, "seen": seen, "ms": subject.alone(choices) * 1e3}
 
     rivals = rivals_of(subject, subject.seconds, budget)
-    verdict = compare(rivals, lambda series: first_within(series, budget), loss)
-    for way, calibrated in verdict.losses.items():
-        number = first_within(rivals[way], budget)
-        assert number is not None
-        choices = rivals[way].choices(number)
-        held_out = trained.held_out(models[fingerprint(choices)])
-        found[way] = {"loss": held_out, "seen": calibrated, "ms": subject.alone(choices) * 1e3}
-    found[VERIFIED] = copy.deepcopy(found[verdict.best]) | {"way": verdict.best}
+    best, verdict = best_of(subject, rivals, budget, loss)
+    found |= {way: told(series) for way, series in rivals.items() if way in verdict.losses}
+    found[VERIFIED] = told(best) | {"way": verdict.best}
     return found
 
 

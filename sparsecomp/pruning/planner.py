@@ -23,9 +23,9 @@ from sparsecomp.pruning.gradients import Loss
 from sparsecomp.pruning.inventory import Inventory, take_inventory
 from sparsecomp.pruning.plan import LayerPlan, Option, Plan, Totals
 from sparsecomp.pruning.prune import Method
-from sparsecomp.pruning.rivals import compare, distributed, optimal, rivals_of
+from sparsecomp.pruning.rivals import best_of, distributed, optimal, rivals_of
 from sparsecomp.pruning.search import TOLERANCE, Found, Timekeeper, at_loss, at_speed, held_out_loss, within
-from sparsecomp.pruning.series import Allocation, Choices, Price, Series, first_within
+from sparsecomp.pruning.series import Allocation, Choices, Price, Series
 from sparsecomp.pruning.state import State, digest, state_of
 from sparsecomp.pruning.storage import Storage
 from sparsecomp.pruning.stretch import Stretch
@@ -160,10 +160,10 @@ class Planner:
             assert times is not None
             budget = times.stretch.alone(times.dense.compiled / request.goal.amount)
         rivals = rivals_of(subject, self._cost, budget)
-        verdict = compare(rivals, lambda series: first_within(series, budget), subject.judged)
+        best, verdict = best_of(subject, rivals, budget, subject.judged)
         if len(verdict.losses) > 1:
             self.notes.append(f"{verdict}: {verdict.best} was taken")
-        return rivals[verdict.best]
+        return best
 
     @property
     def _budget(self) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsecomp.pruning.candidate import DENSE, Candidate
+from sparsecomp.pruning.polish import polished
 from sparsecomp.pruning.reweigh import Factors, search_factors
 from sparsecomp.pruning.series import (
     Allocation,
@@ -20,6 +21,7 @@ from sparsecomp.pruning.series import (
     Price,
     Series,
     fingerprint,
+    first_within,
     plain_series,
 )
 from sparsecomp.pruning.subject import Subject
@@ -27,6 +29,7 @@ from sparsecomp.train.pattern import Pattern
 
 ALL = "all structures"
 WEIGHED = "all structures, layers weighed"
+POLISHED = "changed here and there"
 SKETCH = 256
 """Partial plans kept while factors are tried."""
 PROBE = 0.8
@@ -120,6 +123,23 @@ def distributed(
     free = {name: subject.weights[name] for name, found in subject.candidates.items() if len(found) > 1}
     stuck = sum(cost(name, DENSE) for name in subject.candidates if name not in free)
     return plain_series(allocation, free, structure, cost, stuck)
+
+
+def best_of(
+    subject: Subject, rivals: Mapping[str, Series], budget: float, loss: Callable[[Choices], float]
+) -> tuple[Series, Verdict]:
+    """Of all ways to the budget the one that is measured to lose least; of a small model, that one improved by trying."""
+    verdict = compare(rivals, lambda series: first_within(series, budget), loss)
+    best = rivals[verdict.best]
+    if not (verdict.losses and subject.is_small and isinstance(best, OptimalSeries)):
+        return best, verdict
+    better = polished(best, subject.choices, budget, loss)
+    if better is best:
+        return best, verdict
+    number = first_within(better, budget)
+    assert number is not None
+    name = f"{verdict.best}, {POLISHED}"
+    return better, Verdict({**verdict.losses, name: loss(better.choices(number))})
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class OptimalSeries:
         states: int = STATES,
     ) -> None:
         """states: partial plans that are kept, as in `frontier`."""
-        self.candidates = candidates
+        self.candidates, self.cost, self.error = candidates, cost, error
         costs, errors = (
             [np.array([price(name, c) for c in found]) for name, found in candidates.items()]
             for price in (cost, error)
