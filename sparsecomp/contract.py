@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from sparsecomp.errors import InputError
+from sparsecomp.unflatten import unflatten
 
 Size = int | str
 """A fixed size, or an expression (`s0`, `2*s0`) of sizes that may differ from call to call."""
@@ -133,7 +134,8 @@ class Capture:
         rest = iter(results)
         constants = self.out_constants
         count = self.out_spec.num_leaves
-        return self.out_spec.unflatten([constants[i] if i in constants else next(rest) for i in range(count)])
+        leaves = [constants[i] if i in constants else next(rest) for i in range(count)]
+        return unflatten(self.out_spec, leaves)
 
     def leaves_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         try:

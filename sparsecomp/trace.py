@@ -27,6 +27,7 @@ from sparsecomp.contract import (
     size_code,
 )
 from sparsecomp.errors import CaptureError
+from sparsecomp.unflatten import unflatten
 
 Shapes = dict[int, Any]
 """id of a tensor of the example -> which of its dimensions are dynamic, in the form of torch.export."""
@@ -183,7 +184,8 @@ def opened_caches(output: Any) -> Any:
         plain = plain and {type(layer).__name__ for layer in getattr(leaf, "layers", ())} == {"DynamicLayer"}
         return OpenedCache(leaf) if plain else leaf
 
-    return pytree.tree_map(opened, output)
+    leaves, spec = pytree.tree_flatten(output)
+    return unflatten(spec, [opened(leaf) for leaf in leaves])
 
 
 pytree.register_pytree_node(

@@ -196,6 +196,7 @@ class Structured(nn.Module):
             "none": None,
             "count": 3,
             "size": x.shape[0],
+            "shape": x.shape,
             "same": x,
             "given": batch["x"],
             "rest": [rest[key] + 1 for key in sorted(rest)],

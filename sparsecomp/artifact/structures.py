@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 
 from sparsecomp.artifact.records import decode_constant, encode_constant
 from sparsecomp.errors import ArtifactError
 from sparsecomp.trace import OpenedCache
 
+PLAIN: Mapping[str, Any] = {kind.__name__: kind for kind in (tuple, list, torch.Size)}
+"""Containers that are their elements in order."""
 MANY = 64
 """Levels of containers within each other."""
 
@@ -55,7 +59,7 @@ def encode_structure(spec: pytree.TreeSpec) -> Any:
         return "leaf"
     children = [encode_structure(child) for child in spec.children()]
     kind: Any = spec.type
-    if kind in (tuple, list):
+    if kind in PLAIN.values():
         return {kind.__name__: children}
     if kind is OpenedCache:
         return {"caches": children}
@@ -95,8 +99,8 @@ def decode_structure(data: Any, depth: int = 0) -> pytree.TreeSpec:
     if not isinstance(given, list) or depth > MANY:
         raise _refused(data)
     children = [decode_structure(child, depth + 1) for child in given]
-    if kind in ("tuple", "list"):
-        return pytree.TreeSpec(tuple if kind == "tuple" else list, None, children)
+    if kind in PLAIN:
+        return pytree.TreeSpec(PLAIN[kind], None, children)
     if kind == "caches":
         return _caches(children)
     keys = [decode_constant(key) for key in data.get("keys", ())]

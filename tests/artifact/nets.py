@@ -74,7 +74,7 @@ class Containers(nn.Module):
         for tensor in (*more, *rest.values()):
             y = y + tensor
         named = OrderedDict(y=y, name=name)
-        return {"named": named, "pair": Pair(y, y + 1), "list": [y, None, 3], 7: (y,)}
+        return {"named": named, "pair": Pair(y, y + 1), "list": [y, None, 3], 7: (y,), "shape": y.shape}
 
 
 def pruned(model: nn.Module, sparsity: float = 0.9) -> nn.Module:

@@ -13,6 +13,7 @@ import transformers as hf
 
 from sparsecomp import ArtifactError
 from sparsecomp.artifact.structures import SavedOutput, decode_structure, encode_structure
+from sparsecomp.unflatten import unflatten
 
 Point = namedtuple("Point", "x y")
 
@@ -20,7 +21,7 @@ Point = namedtuple("Point", "x y")
 def back(value: Any, change: Any = str) -> Any:
     leaves, spec = pytree.tree_flatten(value)
     text = change(json.dumps(encode_structure(spec)))
-    return decode_structure(json.loads(text)).unflatten(leaves)
+    return unflatten(decode_structure(json.loads(text)), leaves)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,7 @@ def back(value: Any, change: Any = str) -> Any:
         (1, [2, (3,)], {"a": {"b": 4}, 5: ()}),
         {"z": 1, "a": 2},
         OrderedDict(z=1, a=[2]),
+        {"size": (torch.Size([2, 3]), torch.Size([]))},
     ],
     ids=repr,
 )
