@@ -187,7 +187,9 @@ def test_containers_and_constants(tmp_path: Path) -> None:
     found = load(saved(compiled, tmp_path))(*call[0], **call[1])
     expected = compiled(*call[0], **call[1])
     assert same_bits(found, expected)
-    assert list(found) == ["named", "pair", "list", 7]
+    assert list(found) == ["named", "pair", "list", 7, "shape"]
+    assert found["shape"] == x.shape
+    assert isinstance(found["shape"], torch.Size)
     assert found["named"]["name"] == "n"
     assert found["list"][1:] == [None, 3]
     assert isinstance(found["pair"], SavedOutput)  # its class is not imported for a file
