@@ -77,7 +77,9 @@ def test_functions_are_short() -> None:
     assert long == set()
 
 
-@pytest.mark.parametrize("module", ["tvm", "typer", "sparsecomp.train", "sparsecomp.cli", "sparsecomp.page"])
-def test_importing_the_library_does_not_import(module: str) -> None:
-    code = f"import sys, sparsecomp; sys.exit({module!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0
+def test_importing_the_library_is_light() -> None:
+    heavy = {"tvm", "typer", "sparsecomp.train", "sparsecomp.cli", "sparsecomp.page"}
+    code = "import sys, sparsecomp; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "sparsecomp" in done.stdout.split()
+    assert heavy.isdisjoint(done.stdout.split())
