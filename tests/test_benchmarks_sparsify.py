@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import equal_latency, sparsify
+from sparsecomp.pruning.rivals import POLISHED
 
 TOTALS = {
     "predicted_seconds": 0.05,
@@ -79,6 +80,8 @@ def test_every_way_keeps_to_one_latency_on_real_digits() -> None:
     found = equal_latency.row(network, 0, "wanda", table, quick=True)
     budget = found["dense"]["ms"] / network.speedup
     ways = {way: told for way, told in found.items() if way not in ("dense", equal_latency.VERIFIED)}
+    taken = found[equal_latency.VERIFIED]
     assert len(ways) >= 6
-    assert all(0.5 * budget < told["ms"] <= budget * (1 + 1e-9) for told in ways.values())
-    assert found[equal_latency.VERIFIED]["seen"] == min(told["seen"] for told in ways.values())
+    assert all(0.5 * budget < told["ms"] <= budget * (1 + 1e-9) for told in (taken, *ways.values()))
+    best = min(told["seen"] for told in ways.values())
+    assert taken["seen"] < best if taken["way"].endswith(POLISHED) else taken["seen"] == best
