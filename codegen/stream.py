@@ -48,7 +48,8 @@ class Stream:
     order: int32 [blocks * R], the row of the weight that each row of a block is.
 
     For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`); or
-    octets (`codegen/octets.py`), and `order` is empty. Of a depthwise convolution `data` has the weight as it is, and the others are empty.
+    octets (`codegen/octets.py`), and `order` is empty. Of a depthwise convolution `data` has the weight as it is, and
+    the others are empty.
     """
 
     layer: Layer

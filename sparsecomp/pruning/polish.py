@@ -70,7 +70,9 @@ def _plan(series: OptimalSeries, budget: float) -> Choices:
 
 def _as_they_are(start: OptimalSeries, candidates: Mapping[str, Sequence[Candidate]]) -> Factors:
     """1 for what the layers of `start` may become."""
-    structures = {name: {c.structure.name for c in found} for name, found in start.candidates.items()}
+    structures = {
+        name: {c.structure.name for c in found if not c.is_dense} for name, found in start.candidates.items()
+    }
     return {
         name: {c.structure.name: 1.0 if c.structure.name in structures[name] else BANNED for c in found}
         for name, found in candidates.items()

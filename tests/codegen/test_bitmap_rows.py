@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, shares_of
 from sparsecomp.codegen.cpu.bitmap_rows import BitmapRows, bitmap_rows, refusal
 from sparsecomp.codegen.machine import machine_of
-from sparsecomp.epilogue import STEPS, apply
+from sparsecomp.epilogue import STEPS
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.target import Target
-from tests.codegen.tokens_first import MACHINE, compiled, guarded, operand_kinds, run
+from tests.codegen.tokens_first import MACHINE, check_product, compiled, guarded, run, sparse_matrix
 
 runs_here = pytest.mark.skipif(bool(refusal(MACHINE)), reason=refusal(MACHINE))
 
@@ -36,22 +37,9 @@ class Case:
     seed: int
 
     def check(self, tokens: Sequence[int], parts: Sequence[int]) -> None:
-        torch.manual_seed(self.seed)
         spec = self.spec
-        kept = torch.rand(spec.rows, spec.columns) < self.density
-        matrix = torch.randn(kept.shape) * kept * (spec.columns * max(self.density, 0.1)) ** -0.5
-        bitmap = self.packed(matrix)
-        for count in tokens:
-            x = torch.randn(count, spec.columns)
-            shapes = {"vector": (spec.rows,), "tensor": (count, spec.rows)}
-            operands = [torch.randn(shapes[kind]) for kind in operand_kinds(spec.epilogue)]
-            expected = apply(
-                x.double() @ matrix.double().T, spec.epilogue, [o.double() for o in operands], channel=-1
-            )
-            for split in parts:
-                actual = product(spec, bitmap, x, operands, split)
-                scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
-                torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)
+        matrix = sparse_matrix(spec.rows, spec.columns, self.density, self.seed)
+        check_product(partial(product, spec, self.packed(matrix)), matrix, spec.epilogue, tokens, parts)
 
     def packed(self, matrix: Tensor) -> Bitmap:
         if self.spec.in_place:

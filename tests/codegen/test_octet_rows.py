@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +13,10 @@ from hypothesis import strategies as st
 from sparsecomp.codegen.cpu.octet_rows import OctetRows, octet_rows
 from sparsecomp.codegen.machine import machine_of
 from sparsecomp.codegen.octets import make_octets
-from sparsecomp.epilogue import STEPS, apply
+from sparsecomp.epilogue import STEPS
 from sparsecomp.pattern import RowBlocks, pack
 from sparsecomp.target import Target
-from tests.codegen.tokens_first import compiled, operand_kinds, run
+from tests.codegen.tokens_first import check_product, compiled, run, sparse_matrix
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,9 @@ class Case:
     seed: int
 
     def check(self, tokens: Sequence[int], parts: Sequence[int]) -> None:
-        torch.manual_seed(self.seed)
         spec = self.spec
-        kept = torch.rand(spec.rows, spec.columns) < self.density
-        matrix = torch.randn(kept.shape) * kept * (spec.columns * max(self.density, 0.1)) ** -0.5
-        for count in tokens:
-            x = torch.randn(count, spec.columns)
-            shapes = {"vector": (spec.rows,), "tensor": (count, spec.rows)}
-            operands = [torch.randn(shapes[kind]) for kind in operand_kinds(spec.epilogue)]
-            expected = apply(
-                x.double() @ matrix.double().T, spec.epilogue, [o.double() for o in operands], channel=-1
-            )
-            for split in parts:
-                actual = product(spec, matrix, x, operands, split)
-                scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
-                torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)
+        matrix = sparse_matrix(spec.rows, spec.columns, self.density, self.seed)
+        check_product(partial(product, spec, matrix), matrix, spec.epilogue, tokens, parts)
 
 
 def product(

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from sparsecomp.codegen.build import build
 from sparsecomp.codegen.machine import Machine, machine_of
-from sparsecomp.epilogue import STEPS, split_steps
+from sparsecomp.epilogue import STEPS, apply, split_steps
 from sparsecomp.target import Target
 
 MACHINE = machine_of(Target())
@@ -72,3 +72,32 @@ def run(
         function(*addresses, part, parts, len(x))
     assert untouched_around(y)
     return y
+
+
+Product = Callable[[Tensor, Sequence[Tensor], int], Tensor]
+"""x, operands, number of parts -> y."""
+
+
+def sparse_matrix(rows: int, columns: int, density: float, seed: int) -> Tensor:
+    """Random, scaled so that sums stay near 1."""
+    torch.manual_seed(seed)
+    kept = torch.rand(rows, columns) < density
+    matrix: Tensor = torch.randn(kept.shape) * kept * (columns * max(density, 0.1)) ** -0.5
+    return matrix
+
+
+def check_product(
+    product: Product, matrix: Tensor, epilogue: str, tokens: Sequence[int], parts: Sequence[int]
+) -> None:
+    """Against plain PyTorch in float64, for each number of tokens in each number of parts."""
+    rows, columns = matrix.shape
+    for count in tokens:
+        x = torch.randn(count, columns)
+        shapes = {"vector": (rows,), "tensor": (count, rows)}
+        operands = [torch.randn(shapes[kind]) for kind in operand_kinds(epilogue)]
+        exact = x.double() @ matrix.double().T
+        expected = apply(exact, epilogue, [o.double() for o in operands], channel=-1)
+        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+        for split in parts:
+            actual = product(x, operands, split)
+            torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 * scale)

@@ -56,6 +56,24 @@ def test_the_best_of_one_structure_gets_another_where_that_helps() -> None:
     assert plan_of(polished(start, dict.fromkeys(LAYERS, EVERY), BUDGET, truth)) == better
 
 
+def test_blocks_alone_are_left_by_a_draw_only() -> None:
+    """That a dense layer counts as unstructured lets single weights in nowhere."""
+    blocks = (DENSE, *(Candidate("4x1", s) for s in SPARSITIES))
+    asked: list[Choices] = []
+
+    def harm(name: str, candidate: Candidate) -> float:
+        return error(name, candidate) * (1 if str(candidate.structure) == "unstructured" else 9)
+
+    def loss(choices: Choices) -> float:
+        asked.append(choices)
+        return float(len(asked))  # nothing is better than the start
+
+    start = OptimalSeries(dict.fromkeys(LAYERS, blocks), cost, harm)
+    assert polished(start, dict.fromkeys(LAYERS, EVERY), BUDGET, loss) is start
+    single = [sum(str(c) != "dense" and "4x1" not in str(c) for c in choices.values()) for choices in asked]
+    assert max(single) <= 1  # of three layers one is drawn at a time
+
+
 def test_a_start_that_nothing_beats_is_kept() -> None:
     start = OptimalSeries(dict.fromkeys(LAYERS, EVERY), cost, error)
     best = plan_of(start)
