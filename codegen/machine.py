@@ -32,11 +32,6 @@ class Machine:
     """The name under which a device elsewhere is known, "rpc zen5"; "" is this host."""
     tvm_target: Any = field(default=None, compare=False, repr=False)
 
-    @property
-    def accumulators(self) -> int:
-        """Registers left for sums, when one holds the weight and a few hold X."""
-        return self.registers - 4
-
     def __str__(self) -> str:
         return f"{self.cpu} ({self.lanes} lanes)"
 

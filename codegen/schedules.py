@@ -70,7 +70,7 @@ def schedules(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Mac
     """Vectors per row limited by registers and fitted to the plane, passes fitted to the L1 cache."""
     found = []
     for target, fraction in _preferences(pattern, machine):
-        vectors = _fitted(target, geometry, machine)
+        vectors = _fitted(target, _widest(geometry, pattern, machine), geometry, machine)
         found.append(Schedule(vectors, _pass(layer, geometry, vectors, fraction, machine), _ahead(pattern)))
     return list(dict.fromkeys(found))
 
@@ -94,9 +94,7 @@ def space(layer: Layer, geometry: Geometry, pattern: RowBlocks, machine: Machine
 
 def _widest(geometry: Geometry, pattern: RowBlocks, machine: Machine) -> int:
     columns = geometry.columns if isinstance(geometry, Planes) else TILE
-    # With one row X is an operand of the multiply-add, and needs no register.
-    held = machine.accumulators // pattern.rows if pattern.rows > 1 else machine.accumulators
-    return max(1, min(WIDEST, held, -(-columns // machine.lanes)))
+    return min(WIDEST, _most(pattern, machine), -(-columns // machine.lanes))
 
 
 def pass_bytes(layer: Layer, geometry: Geometry, schedule: Schedule, machine: Machine) -> float:
@@ -110,27 +108,35 @@ def pass_bytes(layer: Layer, geometry: Geometry, schedule: Schedule, machine: Ma
 
 def _preferences(pattern: RowBlocks, machine: Machine) -> list[tuple[int, float]]:
     """(vectors per row, share of the L1 cache that X may fill in a pass; 0 for a single pass)."""
-    sums = machine.accumulators
+    most = _most(pattern, machine)
+    half = (most + 1) // 2
     if pattern.shared:
-        most, half = max(1, (sums - sums // 8) // pattern.rows), max(1, sums // 2 // pattern.rows)
         return [(most, 8.0), (half, 8.0), (half, 1.0)]
     match pattern.rows:
         case 1:
             # One load of X per multiply-add: X must come from L1.
             wide = 8 if machine.registers == 32 else 6
-            return [(wide, 1.0), (wide, 2.0), (wide, 0.5), (min(16, sums // 2 + 2), 1.0), (wide // 2, 1.0)]
+            return [(wide, 1.0), (wide, 2.0), (wide, 0.5), (most, 1.0), (most, 0.5), (wide // 2, 1.0)]
         case 2:
-            return [(min(8, sums // 3), 2.0), (min(8, sums // 3), 0.0), (max(1, sums // 6), 2.0)]
+            wide = min(8, most)
+            return [(wide, 2.0), (wide, 0.0), (wide // 2, 2.0)]
         case _:
-            most, half = max(1, sums * 4 // 5 // pattern.rows), max(1, sums // 2 // pattern.rows)
             return [(most, 0.0), (half, 0.0), (most, 1.0), (max(1, half * 2 // 3), 1.0)]
 
 
-def _fitted(target: int, geometry: Geometry, machine: Machine) -> int:
-    """At most 5/4 of `target`, leaving the smallest remainder of the plane's columns."""
+def _most(pattern: RowBlocks, machine: Machine) -> int:
+    """Vectors per row whose sums, with X and a weight, fill the registers. With one row X is an operand of the
+    multiply-add, and needs none."""
+    if pattern.rows == 1:
+        return min(WIDEST, machine.registers - 2)
+    return max(1, (machine.registers - 1) // (pattern.rows + 1))
+
+
+def _fitted(target: int, widest: int, geometry: Geometry, machine: Machine) -> int:
+    """At most 5/4 of `target`, and `widest`, leaving the smallest remainder of the plane's columns."""
     columns = geometry.columns if isinstance(geometry, Planes) else TILE
     total = -(-columns // machine.lanes)
-    if total <= target * 5 // 4:
+    if total <= min(target * 5 // 4, widest):
         return total
     chunks = -(-total // target)
     return -(-total // chunks)
