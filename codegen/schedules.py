@@ -121,7 +121,7 @@ def _preferences(pattern: RowBlocks, machine: Machine) -> list[tuple[int, float]
             wide = min(8, most)
             return [(wide, 2.0), (wide, 0.0), (wide // 2, 2.0)]
         case _:
-            return [(most, 0.0), (half, 0.0), (most, 1.0), (max(1, half * 2 // 3), 1.0)]
+            return [(most, 0.0), (half, 0.0), (most, 1.0), (half, 1.0), (max(1, half * 2 // 3), 1.0)]
 
 
 def _most(pattern: RowBlocks, machine: Machine) -> int:
