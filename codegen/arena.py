@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sparsecomp.codegen.bands import Chain
 from sparsecomp.codegen.pages import zeros
 from sparsecomp.geometry import LINE, ROW_BLOCK, Planes, TokenRows, Tokens, round_up
 from sparsecomp.region import Exit, Region, Value, reads
@@ -41,34 +42,55 @@ def _slot_class(value: Value) -> Hashable:
     return value.geometry if value.zero_pads and isinstance(value.geometry, Planes) else None
 
 
-def plan_arena(region: Region) -> Arena:
-    """First fit over the list of calls: a slot is free again after the last call that reads its value."""
-    value = region.value
-    last_read: dict[str, int] = {}
-    for position, call in enumerate(region.calls):
-        for name in reads(call):
-            last_read[name] = position
+@dataclass(frozen=True)
+class _Slot:
+    offset: int
+    size: int
+    grid: tuple[int, ...] | None = None
+    """Of the value that was there, while calls that take turns may still be reading it: where each column lies."""
 
-    free: dict[Hashable, list[tuple[int, int]]] = {}
-    offset_of: dict[str, int] = {}
-    size_of: dict[str, int] = {}
+
+def _grid(value: Value) -> tuple[int, ...]:
+    geometry = value.geometry
+    return (geometry.plane, geometry.row, geometry.origin) if isinstance(geometry, Planes) else ()
+
+
+def plan_arena(region: Region, chains: Sequence[Chain] = ()) -> Arena:
+    """First fit over the list of calls: a slot is free again after the last call that reads its value.
+
+    Where calls take turns, a band at a time, that holds for each column by itself: until all of them are done a
+    slot serves values of the same grid alone.
+    """
+    value, last_read = region.value, _last_reads(region)
+    turns = {number for chain in chains for number in range(chain.first, chain.last)}
+    ends = {chain.last for chain in chains}
+    free: dict[Hashable, list[_Slot]] = {}
+    slot_of: dict[str, _Slot] = {}
     end = SLACK
     for position, call in enumerate(region.calls):
+        if position in ends:
+            free = {kind: [replace(slot, grid=None) for slot in slots] for kind, slots in free.items()}
         if not isinstance(call, Exit):
-            need, pool = value_size(value[call.target]), free.setdefault(_slot_class(value[call.target]), [])
-            fitting = [slot for slot in pool if slot[1] >= need]
+            target = value[call.target]
+            need, pool = value_size(target), free.setdefault(_slot_class(target), [])
+            fitting = [s for s in pool if s.size >= need and s.grid in (None, _grid(target))]
             if fitting:
-                slot = min(fitting, key=lambda slot: slot[1])
+                slot = min(fitting, key=lambda slot: slot.size)
                 pool.remove(slot)
             else:
-                slot = (end, need)
+                slot = _Slot(end, need)
                 end = round_up(end + need + SLACK, LINE)
-            offset_of[call.target], size_of[call.target] = slot
+            slot_of[call.target] = slot
         for name in set(reads(call)):
             if last_read[name] == position:
-                slot = (offset_of[name], size_of[name])
-                free.setdefault(_slot_class(value[name]), []).append(slot)
-    return Arena(offset_of, end)
+                grid = _grid(value[name]) if position in turns else None
+                free.setdefault(_slot_class(value[name]), []).append(replace(slot_of[name], grid=grid))
+    return Arena({name: slot.offset for name, slot in slot_of.items()}, end)
+
+
+def _last_reads(region: Region) -> dict[str, int]:
+    """Value -> position of the last call that reads it."""
+    return {name: position for position, call in enumerate(region.calls) for name in reads(call)}
 
 
 class ArenaPool:

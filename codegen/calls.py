@@ -50,6 +50,7 @@ from sparsecomp.region import (
 )
 from sparsecomp.work import Attention, CachedAttention, Mean, Norm, Pointwise, Pool
 
+LastArgument = Literal["", "tokens", "vectors", "bands"]
 Where = TypeVar("Where")
 """An address, or an expression that computes one."""
 
@@ -77,8 +78,8 @@ class Kernel:
 
     spec: Any
     """What it is compiled for: the key in `RULES` is its type."""
-    last: Literal["", "tokens", "vectors"]
-    """Its last argument: the number of tokens, or of vectors of columns (0 for images)."""
+    last: LastArgument
+    """Its last argument: the number of tokens, of vectors of columns (0 for images), or of bands of columns."""
     whole: bool
     """Whether one invocation does all tiles of an item."""
 
@@ -89,14 +90,16 @@ def kernel_of(call: Call, region: Region, machine: Machine) -> Kernel:
     return Kernel(specify(call, region, machine), last_argument(call, region), whole)
 
 
-def last_argument(call: Call, region: Region) -> Literal["", "tokens", "vectors"]:
+def last_argument(call: Call, region: Region) -> LastArgument:
     if _token_rows(region):
         return "tokens"
     match call:
         case Enter() | Exit():
             return "tokens" if region.tokens is not None else ""
         case Rows():
-            return "vectors" if isinstance(call.schedule, Schedule) else ""
+            if not isinstance(call.schedule, Schedule):
+                return ""
+            return "vectors" if region.tokens is not None else "bands"
         case Apply():
             return "vectors" if isinstance(call.work, Norm) else ""
     return ""

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from sparsecomp.codegen.arena import Arena, plan_arena
+from sparsecomp.codegen.bands import chains_of
 from sparsecomp.codegen.build import build
 from sparsecomp.codegen.call_list import CallList
 from sparsecomp.codegen.calls import Kernel
@@ -57,8 +58,9 @@ def assemble(
 ) -> Code:
     """The code of a region, given what makes or finds the kernels that its list of calls names."""
     region.check()
-    table, arena = Table.of(region), plan_arena(region)
-    listed = CallList.of(calls, region, table, arena, machine)
+    chains = chains_of(region, calls, machine) if calls == region.calls else ()
+    table, arena = Table.of(region), plan_arena(region, chains)
+    listed = CallList.of(calls, region, table, arena, machine, chains)
     module = module_of(listed)
     run = None if machine.triple else module[MAIN]
     return Code(region, table, arena, calls, listed, run, module)

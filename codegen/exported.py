@@ -54,7 +54,7 @@ SOURCE = """\
 #include <stdlib.h>
 #include <string.h>
 
-enum {{ SLOTS = {slots}, FIRST = {first}, BLOBS = {blobs}, CALLS = {calls} }};
+enum {{ SLOTS = {slots}, FIRST = {first}, BLOBS = {blobs}, FIRST_STEP = {first_step}, LAST_STEP = {last_step} }};
 #define ARENA_BYTES ((size_t){arena})
 static const unsigned char magic[16] = {{{magic}}};
 static const uint64_t sums[2] = {{{sums}}};
@@ -102,7 +102,7 @@ model *model_open(const char *weights) {{
 int model_run(model *m, int32_t items, const float *const *inputs, float *const *outputs) {{
   for (int i = 0; i < MODEL_INPUTS; i++) m->table[1 + i] = (int64_t)inputs[i];
   for (int i = 0; i < MODEL_OUTPUTS; i++) m->table[1 + MODEL_INPUTS + i] = (int64_t)outputs[i];
-  argument arguments[5] = {{{{1, 0, (int64_t)m->table}}, {{1, 0, items}}, {{1, 0, 1}}, {{1, 0, 0}}, {{1, 0, CALLS}}}}, result = {{0}};
+  argument arguments[5] = {{{{1, 0, (int64_t)m->table}}, {{1, 0, items}}, {{1, 0, 1}}, {{1, 0, FIRST_STEP}}, {{1, 0, LAST_STEP}}}}, result = {{0}};
   return __tvm_ffi_region(NULL, arguments, 5, &result);
 }}
 
@@ -171,11 +171,13 @@ def _sums(data: bytes) -> tuple[int, int]:
 
 def _source(runner: LoweredRegion, sizes: Sequence[int], sums: tuple[int, int]) -> str:
     table, code = runner.code.table, runner.code
+    order = code.list.order(shared=False)
     return SOURCE.format(
         slots=table.arena + 1,
         first=table.weights,
         blobs=len(sizes),
-        calls=len(code.calls),
+        first_step=order[0],
+        last_step=order[1],
         arena=FLOAT * code.arena.size,
         magic=", ".join(map(str, MAGIC)),
         sums=", ".join(f"{number}u" for number in sums),

@@ -201,6 +201,7 @@ class _Writer:
                 vectors,
                 tensors,
                 self.taps(op) if isinstance(choice.schedule, Depthwise) else (),
+                self.reach(op),
             )
         )
         self._leave(op.target)
@@ -208,6 +209,14 @@ class _Writer:
     def taps(self, op: SectionOp) -> tuple[int, ...]:
         geometry = self.values[source_view(op)].geometry
         return tuple(int(offset) for offset in offsets(op.layer, geometry)[0])
+
+    def reach(self, op: SectionOp) -> tuple[int, int]:
+        geometry = self.values[source_view(op)].geometry
+        if op.layer.op == "linear" or not isinstance(geometry, Planes):
+            return 0, 0
+        taps = Taps.of(op.layer)
+        shifts = [down * geometry.row + right for _, down in taps.rows for _, right in taps.columns]
+        return max(0, -min(shifts)), max(0, *shifts)
 
     def work(self, op: WorkOp) -> None:
         rest = op.activations[1:]

@@ -103,7 +103,8 @@ class LoweredRegion:
         arena = self.pool.take(threads)
         try:
             table = self._table_of(inputs, outputs, arena)
-            arguments = (table.buffer_info()[0], plan.extent, threads, 0, len(self.code.calls))
+            order = self.code.list.order(shared=plan.extent < threads)
+            arguments = (table.buffer_info()[0], plan.extent, threads, *order)
             if threads == 1:  # no parallel loop is reached
                 self.code.run(*arguments)
             else:
@@ -127,30 +128,31 @@ class LoweredRegion:
                 return type(call).__name__.lower()
 
     def call_seconds(self, inputs: Sequence[Tensor]) -> list[float]:
-        """Of each call alone, in order. With several items each call does all of them before the next begins."""
+        """Of each call alone, its bands together, in order. With several items each call does all of them before the next begins."""
         outputs = [inputs[0].new_empty(shape) for shape in self.shapes(inputs)]
-        seconds = []
-        with self._lent(inputs, outputs) as arguments:
-            for number in range(len(self.code.calls)):
+        seconds = [0.0] * len(self.code.calls)
+        with self._lent(inputs, outputs) as (*arguments, first, last):
+            for number in range(first, last):
                 start = time.perf_counter()
                 self.code.run(*arguments, number, number + 1)
-                seconds.append(time.perf_counter() - start)
+                seconds[self.code.list.steps[number].call] += time.perf_counter() - start
         return seconds
 
     @contextmanager
     def prepared(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[Callable[[], None]]:
         """The call with all its pointers set, to make once or, when timing, many times."""
         with self._lent(inputs, outputs) as arguments:
-            yield partial(self.code.run, *arguments, 0, len(self.code.calls))
+            yield partial(self.code.run, *arguments)
 
     @contextmanager
-    def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, int, int]]:
-        """The first arguments of the compiled function, while an arena is lent for them."""
+    def _lent(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Iterator[tuple[int, ...]]:
+        """The arguments of the compiled function, while an arena is lent for them."""
         plan, threads = self._plan(inputs), team(min(self.threads(), SHARES))
         inputs = [x.contiguous().resolve_neg() for x in inputs]
         with self.pool.lend(threads) as arena, team_of(threads):
             table = self._table_of(inputs, outputs, arena)
-            yield table.buffer_info()[0], plan.extent, threads
+            order = self.code.list.order(shared=plan.extent < threads)
+            yield table.buffer_info()[0], plan.extent, threads, *order
 
     def _table_of(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor], arena: Tensor) -> array[int]:
         table = self._table[:]

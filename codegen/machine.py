@@ -17,6 +17,9 @@ import tvm
 from sparsecomp.errors import InputError
 from sparsecomp.target import Target
 
+L2_BYTES = 512 * 1024
+"""Of the L2 cache of a core, where a processor does not say."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -28,6 +31,7 @@ class Machine:
     """float32 in a vector register."""
     registers: int
     l1_bytes: int = 32 * 1024
+    l2_bytes: int = L2_BYTES
     device: str = ""
     """The name under which a device elsewhere is known, "rpc zen5"; "" is this host."""
     tvm_target: Any = field(default=None, compare=False, repr=False)
@@ -43,6 +47,14 @@ def cpu_model() -> str:
     names = info.read_text().splitlines() if info.exists() else []
     found = (line.partition(":")[2].strip() for line in names if line.startswith("model name"))
     return next(found, "") or platform.processor() or platform.machine()
+
+
+@cache
+def l2_bytes() -> int:
+    """Of the L2 cache that a core of this host has, as Linux tells."""
+    size = Path("/sys/devices/system/cpu/cpu0/cache/index2/size")
+    found = size.read_text().strip() if size.exists() else ""
+    return int(found[:-1]) * 1024 if found[:-1].isdigit() and found.endswith("K") else L2_BYTES
 
 
 @cache
@@ -74,7 +86,8 @@ def machine_of(target: Target) -> Machine:
         lanes, registers = 8, 16
     else:
         lanes, registers = 4, 16
-    return Machine(cpu, target.triple, lanes, registers, tvm_target=resolved)
+    l2 = l2_bytes() if target.cpu == "native" else L2_BYTES
+    return Machine(cpu, target.triple, lanes, registers, l2_bytes=l2, tvm_target=resolved)
 
 
 FEATURES = (

@@ -140,7 +140,7 @@ def _address(tensor: Expr) -> Expr:
 
 
 def _extent(item: Expr, layer: Layer, space: Space, machine: Machine) -> list[Expr]:
-    """The last number that the kernel takes, if it takes one: vectors of columns, or tokens."""
+    """The last number that the kernel takes, if it takes one: tokens, vectors of columns, or bands."""
     tokens, lanes = space.region.tokens, machine.lanes
     left = T.int32(0)
     if tokens is not None:
@@ -151,4 +151,6 @@ def _extent(item: Expr, layer: Layer, space: Space, machine: Machine) -> list[Ex
             return [left]
         case "vectors":
             return [T.truncdiv(left + (lanes - 1), T.int32(lanes))]
+        case "bands":
+            return [T.int32(1)]
     return []

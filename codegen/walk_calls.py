@@ -9,7 +9,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from sparsecomp.codegen.call_list import ADDRESS, row_width
+from sparsecomp.codegen.call_list import ADDRESS, STEP
 from sparsecomp.codegen.calls import RULES, Kernel
 from sparsecomp.codegen.cpu.emit import UNBOUNDED, Expr, i64
 from sparsecomp.codegen.machine import Machine
@@ -36,8 +36,9 @@ def walk_calls(
 
 
 class _Item:
-    """item(table, extent, item, copy, part, parts, first, last): the calls from number `first` up to `last`, for
-    one item, in an arena of its own; this thread's part of each.
+    """item(table, extent, item, copy, part, parts, first, last): the steps from number `first` up to `last`, for
+    one item, in an arena of its own; this thread's part of each. A step is a call, or one of the bands that it is cut
+    into.
 
     Each kernel is called in one place: compilers copy small ones into every place that calls them.
     """
@@ -63,11 +64,14 @@ class _Item:
             self.rows = _integers(self.table[Table.calls])
             self.extent, self.item, self.copy = extent, item, copy
             with T.serial(last - first) as relative:
-                self.row = T.bind(i64(first + relative) * row_width(self.counts))
+                step = T.bind(i64(first + relative) * STEP)
+                self.row = T.bind(self.rows[step])
+                band, self.bands = (T.bind(T.cast(self.rows[step + i], "int32")) for i in (1, 2))
+                share, shares = T.bind(band * parts + part), T.bind(self.bands * parts)
                 which = T.bind(T.cast(self.rows[self.row], "int32"))
                 for number in range(len(self.kernels)):
                     with T.If(which == T.int32(number)), T.Then():
-                        self.tiles(number, part, parts)
+                        self.tiles(number, share, shares)
         return builder.get()
 
     def tiles(self, number: int, part: Expr, parts: Expr) -> None:
@@ -103,6 +107,8 @@ class _Item:
     def last(self, kernel: Kernel, tile: Expr | None) -> list[Expr]:
         if not kernel.last:
             return []
+        if kernel.last == "bands":
+            return [self.bands]
         if self.tokens is None:
             return [T.int32(0)]
         count = tokens_in(self.tokens, self.extent, self.item, tile)
@@ -119,7 +125,8 @@ def _integers(address: Expr) -> Expr:
 
 
 def _main(function: Any, tokens: Tokens | TokenRows | None) -> tvm.tirx.PrimFunc:
-    """region(table, extent, threads, first, last): extent is the number of tokens, of sequences, or of images.
+    """region(table, extent, threads, first, last): the steps from number `first` up to `last`. Extent is the number of
+    tokens, of sequences, or of images.
 
     One thread walks the items. With at least as many items as threads each thread walks its own, in an arena of
     its own; with fewer, all threads share every call of every item, and wait for each other after each. Whoever

@@ -191,6 +191,8 @@ class Rows:
     """Values that the epilogue reads, in order."""
     taps: tuple[int, ...] = ()
     """Of a depthwise convolution: where each tap of channel 0 reads, in floats from a pixel."""
+    reach: tuple[int, int] = (0, 0)
+    """Columns of the grid that the taps of a convolution reach before a pixel and behind it."""
 
     def __post_init__(self) -> None:
         kinds = [STEPS[step] for step in split_steps(self.epilogue)]

@@ -65,7 +65,8 @@ class RowsKernel:
 
 def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.PrimFunc:
     """Arguments: index (starts of the lists, or the offsets of the shared list), stream, balance, order (see
-    `codegen/stream.py`), x, y, mask, operands...; which part of how many, number of vectors of columns.
+    `codegen/stream.py`), x, y, mask, operands...; which part of how many; the number of vectors of columns (tokens),
+    or of bands (images), each of which has as many parts.
 
     Parts share the columns of a wide plane, so that what a thread reads in the next call it has stored itself in
     this one; the chunk in which a part ends and the next begins is shared by rows, as is all of a narrow plane,
@@ -76,23 +77,43 @@ def gathered_rows(name: str, spec: RowsKernel, machine: Machine) -> tvm.tirx.Pri
     pointers += operand_pointers(spec.epilogue)
 
     def body(*arguments: Expr) -> None:
-        *buffers, part, parts, vectors = arguments
+        *buffers, part, parts, last = arguments
+        if spec.is_wide:
+            _wide(spec, machine, buffers, part, parts, last)
+            return
         full, *rest = spec.chunks()
-        if spec.vectors:
-            whole: Expr = T.int32(spec.vectors // full)
-            turns: Expr = T.int32(1)
-        else:
-            whole = T.bind(T.truncdiv(vectors, T.int32(full)))
-            turns = T.bind(T.truncdiv(vectors - whole * full + (sum(rest) - 1), T.int32(sum(rest) or 1)))
-        units = T.bind((whole * full + turns * sum(rest)) * SHARES) if spec.is_wide else T.int32(SHARES)
-        emit = _Emitter(spec, machine, buffers, *share(units, part, parts))
+        emit = _Emitter(spec, machine, buffers, *share(T.int32(SHARES), part, parts))
+        whole, turns = T.int32(spec.vectors // full), T.int32(1)
+        if not spec.vectors:
+            whole = T.bind(T.truncdiv(last, T.int32(full)))
+            turns = T.bind(T.truncdiv(last - whole * full + (sum(rest) - 1), T.int32(sum(rest) or 1)))
         with T.serial(whole) as chunk:
             emit.chunk(full, T.bind(chunk * full))
         for size in rest:
             with T.serial(turns) as chunk:
                 emit.chunk(size, T.bind(whole * full + chunk * size))
 
-    return kernel(name, pointers, ["part", "parts", "vectors"], body)
+    return kernel(name, pointers, ["part", "parts", "last"], body)
+
+
+def _wide(
+    spec: RowsKernel, machine: Machine, buffers: list[Expr], part: Expr, parts: Expr, bands: Expr
+) -> None:
+    """A band of a wide plane, or all of it. Bands end where chunks do, the parts of a band anywhere."""
+    full, *rest = spec.chunks()
+    whole, threads = spec.vectors // full, T.bind(T.truncdiv(parts, bands))
+    band = T.bind(T.truncdiv(part, threads))
+    first, end = share(whole, band, bands)
+    is_last = T.bind(band == bands - 1)
+    begin = T.bind(first * full)
+    count = T.bind(T.if_then_else(is_last, T.int32(spec.vectors), end * full) - begin)
+    low, high = share(count * SHARES, part - band * threads, threads)
+    emit = _Emitter(spec, machine, buffers, begin * SHARES + low, begin * SHARES + high)
+    with T.serial(end - first) as relative:
+        emit.chunk(full, T.bind((first + relative) * full))
+    for size in rest:
+        with T.If(is_last), T.Then():
+            emit.chunk(size, T.int32(whole * full))
 
 
 class _Emitter:

@@ -1,11 +1,11 @@
-"""A region's calls as numbers: rows of equal width, one per call."""
+"""A region's calls as numbers: steps, then rows of equal width, one per call."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from sparsecomp.codegen.arena import plan_arena
-from sparsecomp.codegen.call_list import ADDRESS, CallList, row_width
+from sparsecomp.codegen.call_list import ADDRESS, STEP, CallList, row_width
 from sparsecomp.codegen.calls import arguments
 from sparsecomp.codegen.compiled_region import compile_region
 from sparsecomp.codegen.machine import machine_of
@@ -36,7 +36,10 @@ def test_each_row_names_its_kernel_and_where_things_are() -> None:
     region = chain(2)
     found, frame = listed(region), Frame(region, Table.of(region), plan_arena(region))
     width = row_width(found.counts)
-    rows = [found.numbers[i : i + width].tolist() for i in range(0, len(found.numbers), width)]
+    begin = STEP * len(region.calls)
+    rows = [found.numbers[i : i + width].tolist() for i in range(begin, len(found.numbers), width)]
+    steps = [found.numbers[i : i + STEP].tolist() for i in range(0, begin, STEP)]
+    assert steps == [[begin + width * number, 0, 1] for number in range(len(region.calls))]
     assert [row[0] for row in rows] == [0, 1, 1, 2]
     for row, call in zip(rows, region.calls, strict=True):
         expected = [number for address in arguments(call, frame) for number in address.numbers]
