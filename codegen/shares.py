@@ -18,10 +18,11 @@ UNIT = 16
 """Rows that a kernel for few tokens finishes together, a vector or several: it shares its work by units of rows."""
 
 
-def balance(work: Tensor) -> Tensor:
-    """int32 [SHARES + 1]: the units of work, given the work of each, at which the work so far passes each 64th."""
+def balance(work: Tensor, runs: int = SHARES) -> Tensor:
+    """int32 [SHARES + 1]: the units of work, given the work of each, at which the work so far passes each 64th, or
+    the nearest end of one of fewer `runs` that are equal work."""
     total = work.cumsum(0).numpy()
-    cuts = np.arange(1, SHARES) * total[-1] / SHARES
-    inner = np.searchsorted(total, cuts, side="left") + 1
+    cuts = np.floor(np.arange(1, SHARES) * runs / SHARES + 0.5) * total[-1] / runs
+    inner = np.where(cuts > 0, np.searchsorted(total, cuts, side="left") + 1, 0)
     found = np.concatenate([[0], np.minimum(inner, len(total)), [len(total)]])
     return torch.from_numpy(found.astype(np.int32))

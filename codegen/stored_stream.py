@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from sparsecomp.codegen.octets import read_places
-from sparsecomp.codegen.stream import Stream, columns_of, conv_group_of, make_stream, read_stream
+from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.stream import Stream, by_length, columns_of, conv_group_of, make_stream, read_stream
 from sparsecomp.errors import ArtifactError
 from sparsecomp.geometry import Geometry, offsets
 from sparsecomp.layer import Layer
@@ -49,7 +50,8 @@ def store(stream: Stream, how: RowsKernelChoice) -> StoredStream:
     whole = StoredStream(stream.layer, stream.geometry, how, "as it is", plain)
     parts: tuple[Tensor, ...]
     if _listed(stream):
-        parts = (*_bitmap(stream), stream.balance, stream.order)
+        order = stream.order if stream.pattern.live_first else stream.order[:0]
+        parts = (*_bitmap(stream), stream.balance, order)
     elif isinstance(stream.schedule, FewWeights):
         parts = _matrix_bitmap(read_stream(stream))
     else:
@@ -74,13 +76,20 @@ def restore(stored: StoredStream) -> Stream:
             index, data, balance, order = stored.parts
             parts = (index, data, balance, order)
             _check_index(index, data, stored)
+            _check_balance(balance, stored)
+            _check_order(order, stored)
         elif isinstance(how.schedule, FewWeights):
             matrix = _matrix(stored.parts, (layer.rows, layer.columns))
             return make_stream(pack(matrix, how.pattern), layer, geometry, how.schedule)
         else:
             assert isinstance(how.schedule, Schedule)
             values, bits, balance, order = stored.parts
+            _check_balance(balance, stored)
+            if how.pattern.live_first:
+                _check_order(order, stored)
             index, data = _entries(values, bits, order, stored)
+            if how.pattern.rows == 1:
+                index, data, order = by_length(index, data, balance)
             parts = (index, data, balance, order)
         return Stream(layer, geometry, how.pattern, how.schedule, *parts)
     except (AssertionError, ValueError, RuntimeError, IndexError, TypeError) as error:
@@ -102,6 +111,27 @@ def _check_index(index: Tensor, data: Tensor, stored: StoredStream) -> None:
         assert bool((columns >= 0).all() and (columns < stored.layer.columns).all()), (
             "it has weights beside the matrix"
         )
+
+
+def _check_balance(balance: Tensor, stored: StoredStream) -> None:
+    """AssertionError unless the shares of the work rise from the first block of rows to the last."""
+    if isinstance(stored.how.schedule, Schedule):
+        assert balance.shape == (SHARES + 1,), "its shares have another number"
+        assert bool((balance.diff() >= 0).all()), "its shares fall"
+        ends = (0, -(-stored.layer.rows // stored.how.pattern.rows))
+        assert (int(balance[0]), int(balance[-1])) == ends, "its shares are not those of its rows"
+
+
+def _check_order(order: Tensor, stored: StoredStream) -> None:
+    """AssertionError unless there is an order where the pattern has one, and each pass takes every row once."""
+    pattern, schedule = stored.how.pattern, stored.how.schedule
+    if not isinstance(schedule, Schedule) or not pattern.has_order:
+        return
+    slots = _slots(stored.layer, pattern.rows, schedule)
+    rows = slots.groups * pattern.rows
+    assert order.shape == (len(slots.starts) * rows,), "its order has another length"
+    found = order.reshape(-1, rows).sort(dim=1).values
+    assert bool((found == torch.arange(rows)).all()), "its order does not take every row once"
 
 
 @dataclass(frozen=True)
@@ -136,13 +166,18 @@ def _bitmap(stream: Stream) -> tuple[Tensor, Tensor]:
     """Values, and bits of the places."""
     rows, slots = stream.pattern.rows, _slots(stream.layer, stream.pattern.rows, stream.schedule)
     entries = stream.data.reshape(-1, rows + 1)
-    group, columns = columns_of(stream)
+    listed, columns = columns_of(stream)
+    group, values = listed % slots.groups, entries[:, :rows]
+    if rows == 1:  # row after row: their order by length follows from the bits
+        group = stream.order.long()[listed]
     start = columns // slots.width * slots.width
     width = torch.clamp(slots.columns - start, max=slots.width)
     places = slots.groups * start + group * width + columns - start
+    if rows == 1:
+        values = values[torch.argsort(places)]
     flags = np.zeros(slots.count, dtype=bool)
     flags[places.numpy()] = True
-    return entries[:, :rows].contiguous(), torch.from_numpy(np.packbits(flags, bitorder="little"))
+    return values.contiguous(), torch.from_numpy(np.packbits(flags, bitorder="little"))
 
 
 def _matrix_bitmap(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,7 +206,8 @@ def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) 
     data = torch.empty(len(places), rows + 1, dtype=torch.float32)
     data[:, :rows] = values
     found, index = data[:, rows].view(torch.int32), [np.zeros(1, dtype=np.int64)]
-    for start in slots.starts:
+    groups_of = conv_group_of(layer, order, rows, slots.groups * len(slots.starts))
+    for number, start in enumerate(slots.starts):
         base, width = slots.groups * start, slots.of(start)
         edges = base + width * np.arange(slots.groups + 1)
         ends = np.searchsorted(places, edges)
@@ -182,6 +218,6 @@ def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) 
         if layer.groups == 1:
             found[inside] = table[0][torch.from_numpy(column)]
         else:
-            of = conv_group_of(layer, order, rows, slots.groups)[torch.from_numpy(group)]
+            of = groups_of[number * slots.groups + torch.from_numpy(group)]
             found[inside] = table[of, torch.from_numpy(column)]
     return torch.from_numpy(np.concatenate(index)).int(), data.flatten()

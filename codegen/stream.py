@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsecomp.codegen.bitmap import Bitmap, make_bitmap, read_bitmap, shares_of
 from sparsecomp.codegen.octets import Octets, make_octets, read_octets
 from sparsecomp.codegen.pages import Pages
-from sparsecomp.codegen.shares import balance
+from sparsecomp.codegen.shares import SHARES, balance
 from sparsecomp.geometry import Geometry, TokenRows, offsets
 from sparsecomp.layer import Layer
 from sparsecomp.pattern import PackedRows, RowBlocks, pack, unpack
@@ -34,6 +34,8 @@ from sparsecomp.region import (
 
 GROUP_COST = 4
 """Clearing, finishing and storing a block of rows costs about as much as this many list entries."""
+RUN, RUNS = 48, 8
+"""Rows of a run, within which lists are ordered by length; and how many runs there are at least."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,11 @@ class Stream:
     data: float32. With a list per block: entries of R values and the bits of their int32 offset. With a
         shared list: values only, [pass][block][column of the pass][R].
     balance: int32 [SHARES + 1], the blocks at which the work is cut into equal shares.
-    order: int32 [blocks * R], the row of the weight that each row of a block is.
+    order: int32 [passes * blocks * R], the row of the weight that each row of each list is, where patterns have an
+        order. Lists of single rows are short: where a list ends is a branch that a processor guesses wrong, which
+        takes it as long as ten entries. So in each pass lists lie by length. Threads share rows by `balance`, and
+        each must find in a pass the rows that were its own in the one before: so they lie by length within runs
+        of rows, which threads take whole.
 
     For few tokens it is a bitmap: `data` has the kept values and `order` the masks (`codegen/bitmap.py`); or
     octets (`codegen/octets.py`), and `order` is empty. Of a depthwise convolution `data` has the weight as it is, and
@@ -129,9 +135,7 @@ def make_stream(packed: PackedRows, layer: Layer, geometry: Geometry, schedule: 
         raise OverflowError(f"layer {layer.name!r}: offsets into {geometry} exceed 32 bits")
     table = torch.from_numpy(offsets(layer, geometry))
     make = _shared_stream if packed.pattern.shared else _listed_stream
-    index, data, work = make(packed, layer, table.int(), schedule)
-    order = packed.order if packed.pattern.live_first else packed.order[:0]
-    return Stream(layer, geometry, packed.pattern, schedule, index, data, balance(work + GROUP_COST), order)
+    return Stream(layer, geometry, packed.pattern, schedule, *make(packed, layer, table.int(), schedule))
 
 
 def _passes(columns: int, schedule: Schedule) -> int:
@@ -140,23 +144,46 @@ def _passes(columns: int, schedule: Schedule) -> int:
 
 def _listed_stream(
     packed: PackedRows, layer: Layer, table: Tensor, schedule: Schedule
-) -> tuple[Tensor, Tensor, Tensor]:
-    lengths = packed.pointers.diff().long()
-    group = torch.repeat_interleave(torch.arange(packed.groups), lengths)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index, data, balance and order."""
+    rows, groups, pattern = packed.pattern.rows, packed.groups, packed.pattern
+    work, passes = packed.pointers.diff().long(), _passes(layer.columns, schedule)
+    group = torch.repeat_interleave(torch.arange(groups), work)
     columns = packed.columns.long()
-    entry = columns // schedule.columns * packed.groups + group
-    order = torch.argsort(entry, stable=True)
-    slots = _passes(layer.columns, schedule) * packed.groups
-    index = torch.zeros(slots + 1, dtype=torch.int32)
-    index[1:] = torch.bincount(entry, minlength=slots).cumsum(0)
+    entry = columns // schedule.columns * groups + group
+    taken = torch.argsort(entry, stable=True)
+    index = torch.zeros(passes * groups + 1, dtype=torch.int32)
+    index[1:] = torch.bincount(entry, minlength=passes * groups).cumsum(0)
 
-    rows = packed.pattern.rows
-    data = torch.empty(len(order), rows + 1, dtype=torch.float32)
-    data[:, :rows] = packed.values[order]
+    data = torch.empty(len(taken), rows + 1, dtype=torch.float32)
+    data[:, :rows] = packed.values[taken]
     data[:, rows].view(torch.int32).copy_(
-        table[_conv_groups(layer, packed.order, rows)[group], columns][order]
+        table[_conv_groups(layer, packed.order, rows)[group], columns][taken]
     )
-    return index, data.flatten(), lengths
+    if pattern.live_first or not pattern.has_order:
+        order = packed.order.repeat(passes) if pattern.has_order else packed.order[:0]
+        return index, data.flatten(), balance(work + GROUP_COST), order
+    cuts = balance(work + GROUP_COST, min(SHARES, max(RUNS, groups // RUN)))
+    index, flat, order = by_length(index, data.flatten(), cuts)
+    return index, flat, cuts, order
+
+
+def by_length(index: Tensor, data: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Index and data of lists of single rows, row after row in each pass -> those of lists by length, and their order.
+
+    cuts: where runs of rows begin and end.
+    """
+    groups = int(cuts[-1])
+    lengths = index.diff().long()
+    of_pass = lengths.reshape(-1, groups)
+    run = torch.bincount(cuts).cumsum(0)[:groups]
+    rows = torch.argsort(run * (len(data) + 1) + of_pass, dim=1, stable=True)
+    lists = (rows + torch.arange(len(rows))[:, None] * groups).flatten()
+    ordered = torch.zeros_like(index)
+    ordered[1:] = lengths[lists].cumsum(0)
+    moved = torch.repeat_interleave((index[:-1][lists] - ordered[:-1]).long(), lengths[lists])
+    entries = data.reshape(-1, 2)[moved + torch.arange(len(moved))]
+    return ordered, entries.flatten(), rows.flatten().int()
 
 
 def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
@@ -169,12 +196,13 @@ def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
 
 def _shared_stream(
     packed: PackedRows, layer: Layer, table: Tensor, schedule: Schedule
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index, data, balance and no order."""
     assert layer.groups == 1
     passes = torch.split(packed.values, schedule.columns, dim=1)
     data = torch.cat([values.flatten() for values in passes])
     work = torch.full((packed.groups,), len(packed.columns))
-    return table[0, packed.columns.long()], data, work
+    return table[0, packed.columns.long()], data, balance(work + GROUP_COST), packed.order[:0]
 
 
 def read_stream(stream: Stream) -> Tensor:
@@ -204,32 +232,37 @@ def read_stream(stream: Stream) -> Tensor:
             PackedRows(stream.pattern, (layer.rows, layer.columns), values, columns, pointers, order)
         )
     entries = stream.data.reshape(-1, rows + 1)
-    order = stream.order if stream.pattern.live_first else torch.arange(stream.groups * rows)
-    group, columns = columns_of(stream)
-    matrix = entries.new_zeros(stream.groups, rows, layer.columns)
-    matrix[group, :, columns] = entries[:, :rows]
-    found = matrix.reshape(-1, layer.columns)[: layer.rows]
-    return torch.empty_like(found).index_copy_(0, order[: layer.rows].long(), found)
+    slots, columns = columns_of(stream)
+    matrix = entries.new_zeros(stream.groups * rows, layer.columns)
+    matrix[_rows_of(stream)[slots], columns[:, None]] = entries[:, :rows]
+    return matrix[: layer.rows]
+
+
+def _rows_of(stream: Stream) -> Tensor:
+    """int64 [passes * blocks, R]: the rows of each list."""
+    rows = stream.groups * stream.pattern.rows
+    as_they_are = torch.arange((len(stream.index) - 1) * stream.pattern.rows) % rows
+    return (stream.order.long() if len(stream.order) else as_they_are).reshape(-1, stream.pattern.rows)
 
 
 def columns_of(stream: Stream) -> tuple[Tensor, Tensor]:
-    """Block and column of each entry of a stream with a list per block, int64."""
+    """List, counted through all passes, and column of each entry of a stream with a list per block, int64."""
     layer, rows = stream.layer, stream.pattern.rows
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
-    group = slots % stream.groups
-    conv_group = conv_group_of(layer, stream.order, rows, stream.groups)[group]
+    conv_group = conv_group_of(layer, stream.order, rows, len(stream.index) - 1)[slots]
     found = stream.data.reshape(-1, rows + 1)[:, rows].contiguous().view(torch.int32)
     columns = torch.empty_like(found, dtype=torch.int64)
     for g in range(layer.groups):
         chosen = conv_group == g
         columns[chosen] = _columns_of(found[chosen], table[g]).long()
-    return group, columns
+    return slots, columns
 
 
-def conv_group_of(layer: Layer, order: Tensor, rows: int, groups: int) -> Tensor:
-    """The group of the convolution that each block of rows belongs to; without an `order` rows lie as they are."""
-    return _conv_groups(layer, order if len(order) else torch.arange(groups * rows), rows)
+def conv_group_of(layer: Layer, order: Tensor, rows: int, slots: int) -> Tensor:
+    """The group of the convolution that each list belongs to; without an `order` rows lie as they are."""
+    blocks = -(-layer.rows // rows)
+    return _conv_groups(layer, order if len(order) else torch.arange(slots * rows) % (blocks * rows), rows)
 
 
 def _columns_of(found: Tensor, table: Tensor) -> Tensor:

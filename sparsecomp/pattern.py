@@ -25,6 +25,11 @@ class RowBlocks:
     """Whether rows without any weight come last, within each group of a convolution: what is left when whole
     filters are gone then fills its blocks."""
 
+    @property
+    def has_order(self) -> bool:
+        """Whether kernels take the rows in an order that is listed: living ones first, or lists by their length."""
+        return self.live_first or (self.rows == 1 and not self.shared)
+
     def __str__(self) -> str:
         if self.shared:
             return "dense rows" if self.rows == 1 else f"dense rows x{self.rows}"

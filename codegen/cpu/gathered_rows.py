@@ -132,7 +132,7 @@ class _Emitter:
             operands,
             spec.operand_planes,
             machine.lanes,
-            order if spec.pattern.live_first else None,
+            order if spec.pattern.has_order else None,
         )
 
     def chunk(self, vectors: int, number: Expr) -> None:
@@ -152,7 +152,8 @@ class _Emitter:
     def group(self, vectors: int, first: Expr, step: Expr, group: Expr) -> None:
         """One block of rows in one pass. Sums of earlier passes wait in y."""
         lanes, sums = self.machine.lanes, Accumulators(self.rows * vectors, self.machine.lanes)
-        row = T.bind(i64(group) * self.rows)
+        entry = T.bind(step * self.spec.groups + group)
+        row = T.bind(i64(entry if self.spec.pattern.has_order else group) * self.rows)
         starts = [
             T.bind(self.finish.channel(row + r) * self.spec.target_plane + first) for r in range(self.rows)
         ]
@@ -180,7 +181,7 @@ class _Emitter:
         if self.spec.pattern.shared:
             self.shared_list(vectors, first, step, group, sums)
         else:
-            self.own_list(vectors, first, step, group, sums)
+            self.own_list(vectors, first, entry, sums)
         if self.spec.passes == 1:
             self.finish.tile(sums, row, first, starts, vectors)
         else:
@@ -190,10 +191,9 @@ class _Emitter:
                 with T.Else():
                     suspend()
 
-    def own_list(self, vectors: int, first: Expr, step: Expr, group: Expr, sums: Accumulators) -> None:
+    def own_list(self, vectors: int, first: Expr, entry: Expr, sums: Accumulators) -> None:
         """The stream interleaves R values and their offset, in the order of use."""
         size = self.rows + 1
-        entry = T.bind(step * self.spec.groups + group)
         begin = T.bind(self.index[entry])
         base = T.bind(i64(begin) * size)
         with T.serial(self.index[entry + 1] - begin) as i:

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from sparsecomp.errors import ArtifactError
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format: raised when an older reader would misread a file."""
 MAGIC = "sparsecomp module"
 MANIFEST, GRAPHS, WEIGHTS = "manifest.json", "graphs.json", "weights.safetensors"

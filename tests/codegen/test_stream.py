@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -91,6 +92,35 @@ def test_the_balance_divides_work_not_rows() -> None:
     matrix[:256] = 1
     cuts = stream_of(layer, matrix, UNSTRUCTURED, Schedule(8, 256)).balance
     assert abs(int(cuts[SHARES // 2]) - 128) < 16
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 400),
+    columns=st.integers(1, 120),
+    width=st.integers(1, 60),
+    density=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+)
+def test_single_rows_lie_by_length_within_the_runs_that_threads_share(
+    rows: int, columns: int, width: int, density: float
+) -> None:
+    layer = Layer("l", "linear", "w", (rows, columns), (1, columns))
+    stream = stream_of(layer, random_matrix(layer, density), UNSTRUCTURED, Schedule(4, width))
+    order, lengths = (part.reshape(-1, rows) for part in (stream.order, stream.index.diff()))
+    cuts = sorted(set(stream.balance.tolist()))
+    for of_pass, length in zip(order, lengths, strict=True):
+        for low, high in pairwise(cuts):
+            assert sorted(of_pass[low:high].tolist()) == list(range(low, high))
+            assert length[low:high].tolist() == sorted(length[low:high].tolist())
+
+
+def test_sixteen_threads_share_the_rows_of_a_common_layer() -> None:
+    layer = Layer("l", "linear", "w", (768, 768), (128, 768))
+    cuts = stream_of(layer, random_matrix(layer, 0.1), UNSTRUCTURED, Schedule(4, 128)).balance
+    assert len(set(cuts.tolist())) == 17
+    for threads in (2, 4, 8, 16):
+        rows = cuts[:: SHARES // threads].diff()
+        assert int(rows.max()) < 1.1 * 768 / threads
 
 
 def test_sparse_weights_take_a_quarter_of_their_memory() -> None:
