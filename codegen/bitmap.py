@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ def make_bitmap(packed: PackedRows) -> Bitmap:
         masks, values = torch.from_numpy(bits.astype(np.int64)).reshape(-1, blocks), blocked[used]
         kept = used.reshape(units, -1).sum(dim=1)
         work = kept.clamp(min=EXPANSION_COST * UNIT * blocks)
-    return Bitmap(packed.shape, _starts(kept), masks, F.pad(values, (0, BLOCK)), balance(work))
+    return Bitmap(packed.shape, starts_of(kept), masks, F.pad(values, (0, BLOCK)), balance(work))
 
 
 def shares_of(rows: int) -> Tensor:
@@ -96,13 +97,19 @@ def read_bitmap(bitmap: Bitmap) -> Tensor:
     if bitmap.dense:
         found = values.reshape(shape)
     else:
-        bits = np.unpackbits(bitmap.masks.numpy().astype("<i8").view(np.uint8), bitorder="little")
         found = values.new_zeros(shape)
-        found[torch.from_numpy(bits.astype(bool)).reshape(shape)] = values
+        found[torch.from_numpy(bits_of(bitmap.masks))] = values
     return found.transpose(1, 2).reshape(-1, blocks * BLOCK)[:rows, :columns].contiguous()
 
 
-def _starts(kept: Tensor) -> Tensor:
+def bits_of(masks: Tensor) -> npt.NDArray[np.bool_]:
+    """Groups x blocks x rows x columns."""
+    bits = np.unpackbits(masks.numpy().astype("<i8").view(np.uint8), bitorder="little")
+    return bits.view(np.bool_).reshape(*masks.shape, GROUP, BLOCK)
+
+
+def starts_of(kept: Tensor) -> Tensor:
+    """Where the values of each unit begin, given how many each has."""
     starts = kept.cumsum(0) - kept
     if int(kept.sum()) >= 2**31:
         raise OverflowError(f"{int(kept.sum())} values: their positions exceed 32 bits")

@@ -10,15 +10,14 @@ A bit per place costs less than four bytes of offset per block of values unless 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecomp.codegen.octets import read_places
-from sparsecomp.codegen.shares import SHARES
+from sparsecomp.codegen.check_stream import check, check_balance, check_order, check_types
 from sparsecomp.codegen.stream import Stream, by_length, columns_of, conv_group_of, make_stream, read_stream
 from sparsecomp.errors import ArtifactError
 from sparsecomp.geometry import Geometry, offsets
@@ -50,7 +49,7 @@ def store(stream: Stream, how: RowsKernelChoice) -> StoredStream:
     whole = StoredStream(stream.layer, stream.geometry, how, "as it is", plain)
     parts: tuple[Tensor, ...]
     if _listed(stream):
-        order = stream.order if stream.pattern.live_first else stream.order[:0]
+        order = stream.order[:0] if stream.pattern.by_length else stream.order
         parts = (*_bitmap(stream), stream.balance, order)
     elif isinstance(stream.schedule, FewWeights):
         parts = _matrix_bitmap(read_stream(stream))
@@ -70,68 +69,30 @@ def restore(stored: StoredStream) -> Stream:
     Raises:
         ArtifactError: the parts do not fit each other.
     """
-    layer, geometry, how = stored.layer, stored.geometry, stored.how
     try:
-        if stored.form == "as it is":
-            index, data, balance, order = stored.parts
-            parts = (index, data, balance, order)
-            _check_index(index, data, stored)
-            _check_balance(balance, stored)
-            _check_order(order, stored)
-        elif isinstance(how.schedule, FewWeights):
-            matrix = _matrix(stored.parts, (layer.rows, layer.columns))
-            return make_stream(pack(matrix, how.pattern), layer, geometry, how.schedule)
-        else:
-            assert isinstance(how.schedule, Schedule)
-            values, bits, balance, order = stored.parts
-            _check_balance(balance, stored)
-            if how.pattern.live_first:
-                _check_order(order, stored)
-            index, data = _entries(values, bits, order, stored)
-            if how.pattern.rows == 1:
-                index, data, order = by_length(index, data, balance)
-            parts = (index, data, balance, order)
-        return Stream(layer, geometry, how.pattern, how.schedule, *parts)
+        return _restored(stored)
     except (AssertionError, ValueError, RuntimeError, IndexError, TypeError) as error:
-        raise ArtifactError(f"the weight of layer {layer.name!r} cannot be read: {error}") from error
+        raise ArtifactError(f"the weight of layer {stored.layer.name!r} cannot be read: {error}") from error
 
 
-def _check_index(index: Tensor, data: Tensor, stored: StoredStream) -> None:
-    """AssertionError unless the starts of the lists rise from the first entry to the last."""
-    pattern, schedule = stored.how.pattern, stored.how.schedule
-    if isinstance(schedule, Schedule) and not pattern.shared:
-        slots = _slots(stored.layer, pattern.rows, schedule)
-        assert index.shape == (len(slots.starts) * slots.groups + 1,), "its index has another length"
-        assert int(index[0]) == 0, "its index does not begin at 0"
-        assert bool((index.diff() >= 0).all()), "its index falls"
-        assert int(index[-1]) * (pattern.rows + 1) == data.numel(), "its index ends elsewhere than its data"
-    if isinstance(schedule, FewWeights):
-        row, columns = read_places(index, data)
-        assert bool((row < stored.layer.rows).all()), "it has weights in rows that there are none of"
-        assert bool((columns >= 0).all() and (columns < stored.layer.columns).all()), (
-            "it has weights beside the matrix"
-        )
-
-
-def _check_balance(balance: Tensor, stored: StoredStream) -> None:
-    """AssertionError unless the shares of the work rise from the first block of rows to the last."""
-    if isinstance(stored.how.schedule, Schedule):
-        assert balance.shape == (SHARES + 1,), "its shares have another number"
-        assert bool((balance.diff() >= 0).all()), "its shares fall"
-        ends = (0, -(-stored.layer.rows // stored.how.pattern.rows))
-        assert (int(balance[0]), int(balance[-1])) == ends, "its shares are not those of its rows"
-
-
-def _check_order(order: Tensor, stored: StoredStream) -> None:
-    """AssertionError unless there is an order where the pattern has one, and each pass takes every row once."""
-    pattern, schedule = stored.how.pattern, stored.how.schedule
-    if not isinstance(schedule, Schedule) or not pattern.has_order:
-        return
-    slots = _slots(stored.layer, pattern.rows, schedule)
-    rows = slots.groups * pattern.rows
-    assert order.shape == (len(slots.starts) * rows,), "its order has another length"
-    found = order.reshape(-1, rows).sort(dim=1).values
-    assert bool((found == torch.arange(rows)).all()), "its order does not take every row once"
+def _restored(stored: StoredStream) -> Stream:
+    layer, how = stored.layer, stored.how
+    if stored.form == "bitmap" and isinstance(how.schedule, FewWeights):
+        matrix = _matrix(stored.parts, (layer.rows, layer.columns))
+        return make_stream(pack(matrix, how.pattern), layer, stored.geometry, how.schedule)
+    first, second, balance, order = stored.parts
+    index, data = (first, second) if stored.form == "as it is" else _entries(first, second, order, stored)
+    stream = Stream(layer, stored.geometry, how.pattern, how.schedule, index, data, balance, order)
+    if stored.form == "as it is":
+        check(stream)
+        return stream
+    check_types(stream)
+    check_balance(stream)
+    if how.pattern.by_length:
+        index, data, order = by_length(index, data, balance)
+        stream = replace(stream, index=index, data=data, order=order)
+    check_order(stream)
+    return stream
 
 
 @dataclass(frozen=True)
@@ -167,17 +128,15 @@ def _bitmap(stream: Stream) -> tuple[Tensor, Tensor]:
     rows, slots = stream.pattern.rows, _slots(stream.layer, stream.pattern.rows, stream.schedule)
     entries = stream.data.reshape(-1, rows + 1)
     listed, columns = columns_of(stream)
-    group, values = listed % slots.groups, entries[:, :rows]
-    if rows == 1:  # row after row: their order by length follows from the bits
-        group = stream.order.long()[listed]
+    # Lists by length are kept row after row: their order follows from the bits.
+    group = stream.order.long()[listed] if stream.pattern.by_length else listed % slots.groups
     start = columns // slots.width * slots.width
     width = torch.clamp(slots.columns - start, max=slots.width)
     places = slots.groups * start + group * width + columns - start
-    if rows == 1:
-        values = values[torch.argsort(places)]
+    values = entries[torch.argsort(places), :rows]
     flags = np.zeros(slots.count, dtype=bool)
     flags[places.numpy()] = True
-    return values.contiguous(), torch.from_numpy(np.packbits(flags, bitorder="little"))
+    return values, torch.from_numpy(np.packbits(flags, bitorder="little"))
 
 
 def _matrix_bitmap(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,8 +165,8 @@ def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) 
     data = torch.empty(len(places), rows + 1, dtype=torch.float32)
     data[:, :rows] = values
     found, index = data[:, rows].view(torch.int32), [np.zeros(1, dtype=np.int64)]
-    groups_of = conv_group_of(layer, order, rows, slots.groups * len(slots.starts))
-    for number, start in enumerate(slots.starts):
+    conv_group = conv_group_of(layer, order[: slots.groups * rows], rows, slots.groups)
+    for start in slots.starts:
         base, width = slots.groups * start, slots.of(start)
         edges = base + width * np.arange(slots.groups + 1)
         ends = np.searchsorted(places, edges)
@@ -218,6 +177,5 @@ def _entries(values: Tensor, bits: Tensor, order: Tensor, stored: StoredStream) 
         if layer.groups == 1:
             found[inside] = table[0][torch.from_numpy(column)]
         else:
-            of = groups_of[number * slots.groups + torch.from_numpy(group)]
-            found[inside] = table[of, torch.from_numpy(column)]
+            found[inside] = table[conv_group[torch.from_numpy(group)], torch.from_numpy(column)]
     return torch.from_numpy(np.concatenate(index)).int(), data.flatten()

@@ -104,6 +104,12 @@ class Stream:
     def groups(self) -> int:
         return -(-self.layer.rows // self.pattern.rows)
 
+    @property
+    def passes(self) -> int:
+        """Of a gathered-row kernel."""
+        assert isinstance(self.schedule, Schedule)
+        return _passes(self.layer.columns, self.schedule)
+
 
 def fits(layer: Layer, geometry: Geometry) -> bool:
     """Whether all offsets fit 32 bits, as streams hold them."""
@@ -160,7 +166,7 @@ def _listed_stream(
     data[:, rows].view(torch.int32).copy_(
         table[_conv_groups(layer, packed.order, rows)[group], columns][taken]
     )
-    if pattern.live_first or not pattern.has_order:
+    if not pattern.by_length:
         order = packed.order.repeat(passes) if pattern.has_order else packed.order[:0]
         return index, data.flatten(), balance(work + GROUP_COST), order
     cuts = balance(work + GROUP_COST, min(SHARES, max(RUNS, groups // RUN)))
@@ -182,8 +188,8 @@ def by_length(index: Tensor, data: Tensor, cuts: Tensor) -> tuple[Tensor, Tensor
     ordered = torch.zeros_like(index)
     ordered[1:] = lengths[lists].cumsum(0)
     moved = torch.repeat_interleave((index[:-1][lists] - ordered[:-1]).long(), lengths[lists])
-    entries = data.reshape(-1, 2)[moved + torch.arange(len(moved))]
-    return ordered, entries.flatten(), rows.flatten().int()
+    entries = data.view(torch.int64)[moved + torch.arange(len(moved))]
+    return ordered, entries.view(torch.float32), rows.flatten().int()
 
 
 def _conv_groups(layer: Layer, order: Tensor, rows: int) -> Tensor:
@@ -219,9 +225,8 @@ def read_stream(stream: Stream) -> Tensor:
     if isinstance(stream.schedule, Depthwise):
         return stream.data.reshape(layer.rows, layer.columns)
     assert isinstance(stream.schedule, Schedule)
-    table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     if stream.pattern.shared:
-        columns = _columns_of(stream.index, table[0])
+        columns = columns_of_shared(stream)
         kept, width = len(columns), stream.schedule.columns
         sizes = [min(width, kept - start) * stream.groups * rows for start in range(0, kept, width)]
         passes = [part.reshape(stream.groups, -1, rows) for part in torch.split(stream.data, sizes)]
@@ -250,7 +255,7 @@ def columns_of(stream: Stream) -> tuple[Tensor, Tensor]:
     layer, rows = stream.layer, stream.pattern.rows
     table = torch.from_numpy(offsets(layer, stream.geometry)).int()
     slots = torch.repeat_interleave(torch.arange(len(stream.index) - 1), stream.index.diff().long())
-    conv_group = conv_group_of(layer, stream.order, rows, len(stream.index) - 1)[slots]
+    conv_group = _conv_groups(layer, _rows_of(stream).flatten(), rows)[slots]
     found = stream.data.reshape(-1, rows + 1)[:, rows].contiguous().view(torch.int32)
     columns = torch.empty_like(found, dtype=torch.int64)
     for g in range(layer.groups):
@@ -259,16 +264,25 @@ def columns_of(stream: Stream) -> tuple[Tensor, Tensor]:
     return slots, columns
 
 
-def conv_group_of(layer: Layer, order: Tensor, rows: int, slots: int) -> Tensor:
-    """The group of the convolution that each list belongs to; without an `order` rows lie as they are."""
-    blocks = -(-layer.rows // rows)
-    return _conv_groups(layer, order if len(order) else torch.arange(slots * rows) % (blocks * rows), rows)
+def conv_group_of(layer: Layer, order: Tensor, rows: int, groups: int) -> Tensor:
+    """The group of the convolution that each block of rows belongs to; without an `order` rows lie as they are."""
+    return _conv_groups(layer, order if len(order) else torch.arange(groups * rows), rows)
+
+
+def columns_of_shared(stream: Stream) -> Tensor:
+    """The columns of a shared list, int32."""
+    return _columns_of(stream.index, torch.from_numpy(offsets(stream.layer, stream.geometry)).int()[0])
 
 
 def _columns_of(found: Tensor, table: Tensor) -> Tensor:
-    """Inverse of the offset table, whose entries are distinct."""
+    """Inverse of the offset table, whose entries are distinct.
+
+    Raises AssertionError when an offset is none of the table's.
+    """
     ordered, order = table.sort()
-    return order[torch.searchsorted(ordered, found)].int()
+    place = torch.searchsorted(ordered, found).clamp(max=len(table) - 1)
+    assert torch.equal(ordered[place], found), "it reads beside the input"
+    return order[place].int()
 
 
 Padding = tuple[int, int, int, int]

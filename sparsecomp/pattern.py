@@ -26,9 +26,14 @@ class RowBlocks:
     filters are gone then fills its blocks."""
 
     @property
+    def by_length(self) -> bool:
+        """Whether kernels take the lists in the order of their lengths."""
+        return self.rows == 1 and not self.shared
+
+    @property
     def has_order(self) -> bool:
-        """Whether kernels take the rows in an order that is listed: living ones first, or lists by their length."""
-        return self.live_first or (self.rows == 1 and not self.shared)
+        """Whether kernels take the rows in an order that is listed."""
+        return self.live_first or self.by_length
 
     def __str__(self) -> str:
         if self.shared:

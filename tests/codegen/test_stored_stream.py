@@ -98,30 +98,6 @@ def test_the_smaller_form_is_taken(density: float, form: str) -> None:
     assert stored.nbytes == min(small, stream.nbytes)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "layer"), [(RowBlocks(1), "linear"), (RowBlocks(4, live_first=True), "linear")], ids=str
-)
-def test_rows_and_shares_that_do_not_fit_are_refused(pattern: RowBlocks, layer: str) -> None:
-    how = RowsKernelChoice(pattern, Schedule(4, 20))
-    stream = stream_of(LAYERS[layer], random_matrix(LAYERS[layer], 0.3), pattern, Schedule(4, 20))
-    index, data, shares, order = stream.index, stream.data, stream.balance, stream.order
-    whole = replace(store(stream, how), form="as it is", parts=(index, data, shares, order))
-    assert same(restore(whole), stream)
-    twice, beyond = order.clone(), order.clone()
-    twice[0], beyond[-1] = order[1], len(order)
-    for parts in (
-        (index, data, shares, twice),
-        (index, data, shares, beyond),
-        (index, data, shares, order[:-1]),
-        (index, data, shares, order[:0]),
-        (index, data, shares + 1, order),
-        (index, data, shares[1:], order),
-        (index, data, shares.flip(0), order),
-    ):
-        with pytest.raises(ArtifactError, match="weight of layer 'l'"):
-            restore(replace(whole, parts=parts))
-
-
 def test_parts_that_do_not_fit_are_refused() -> None:
     layer, how = LAYERS["conv"], RowsKernelChoice(RowBlocks(1), Schedule(4, 20))
     stored = store(stream_of(layer, random_matrix(layer, 0.3), RowBlocks(1), Schedule(4, 20)), how)
